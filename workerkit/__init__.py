@@ -1,0 +1,1 @@
+"""RabbitMQ workers in Python that do not lose messages and say why anything died."""
