@@ -146,7 +146,7 @@ class UndecodableBody(MessageError):
     """
 
 
-class RetryMessage(Exception):  # noqa: N818 - a decision, not an error
+class RetryMessage(Exception):
     """Raised by a callback: this attempt failed, try again.
 
     Args:
@@ -158,7 +158,7 @@ class RetryMessage(Exception):  # noqa: N818 - a decision, not an error
         self.delay = delay
 
 
-class RejectMessage(Exception):  # noqa: N818 - a decision, not an error
+class RejectMessage(Exception):
     """Raised by a callback: this message can never succeed; it goes to the dead letters with ``reason``."""
 
     def __init__(self, reason: str) -> None:
