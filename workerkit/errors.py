@@ -151,9 +151,14 @@ class RetryMessage(Exception):
 
     Args:
         delay: seconds until the next attempt; None takes it from the retry policy.
+
+    Raises:
+        ValueError: the delay is not a positive number.
     """
 
     def __init__(self, delay: float | None = None) -> None:
+        if delay is not None and not 0 < delay < float("inf"):
+            raise ValueError(f"a retry delay is a number of seconds greater than 0, not {delay!r}")
         super().__init__("retry" if delay is None else f"retry in {delay:g} s")
         self.delay = delay
 

@@ -1,0 +1,5 @@
+"""``python -m workerkit`` is ``workerkit``."""
+
+from workerkit.cli.main import main
+
+main()

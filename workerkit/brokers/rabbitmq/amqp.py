@@ -1,0 +1,362 @@
+"""pika's asyncio connection with awaitable methods, raw deliveries and our errors: the narrowest useful piece of it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+import pika.adapters.asyncio_connection
+import pika.channel
+import pika.exceptions
+import pika.frame
+import pika.spec
+
+from workerkit.brokers.rabbitmq.errors import translate
+from workerkit.brokers.rabbitmq.frames import FrameSplitter, RawDelivery
+from workerkit.brokers.rabbitmq.versions import ServerVersion
+from workerkit.errors import BrokerError, ConnectionLost
+
+RECEIVE_SIZE = 128 * 1024
+"""Bytes per receive call; pika's own 4 KiB costs a system call every twenty small messages."""
+CLOSE_TIMEOUT = 2.0
+RPC_TIMEOUT = 20.0
+"""Seconds a broker gets to answer a method. A frozen one is found by heartbeats later than a user should wait."""
+
+OnDeliveries = Callable[[list[RawDelivery]], None]
+
+
+class RawProperties:
+    """Properties that are encoded already, in the shape pika's content header wants them."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    def encode(self) -> list[bytes]:
+        return [self._raw]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """What a declaration, passive or not, says of a queue."""
+
+    messages_ready: int
+    consumers: int
+
+
+class _PikaConnection(pika.adapters.asyncio_connection.AsyncioConnection):  # type: ignore[misc] # untyped library
+    """Hands deliveries on as they came; everything else goes the way pika gives it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.splitter = FrameSplitter()
+        self.consumers: dict[int, OnDeliveries] = {}
+        super().__init__(*args, **kwargs)
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        transport._MAX_RECV_BYTES = RECEIVE_SIZE  # noqa: SLF001 - pika has no setting for it
+        super()._proto_connection_made(transport)
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        splitter = self.splitter
+        before = splitter.frames
+        batch: list[RawDelivery] = []
+        self.bytes_received += len(data_in)  # the heartbeat checker compares it: any byte is a sign of life
+        for item in splitter.feed(data_in):
+            if isinstance(item, RawDelivery):
+                if batch and batch[-1].channel != item.channel:
+                    self._hand_over(batch)
+                    batch = []
+                batch.append(item)
+                continue
+            if batch:  # a method that follows deliveries, a cancel say, must find them delivered
+                self._hand_over(batch)
+                batch = []
+            _, value = pika.frame.decode_frame(item)
+            if value:
+                self._process_frame(value)
+        if batch:
+            self._hand_over(batch)
+        self.frames_received += splitter.frames - before
+
+    def _hand_over(self, batch: list[RawDelivery]) -> None:
+        consumer = self.consumers.get(batch[0].channel)
+        if consumer is not None:
+            consumer(batch)
+
+
+class Connection:
+    """An open connection to a broker. Made by ``open``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        """Done, with the reason, as soon as the connection is gone."""
+        self.on_blocked: Callable[[bool, str], None] | None = None
+        self._pika: _PikaConnection
+        self._channels: set[Channel] = set()
+
+    @classmethod
+    async def open(cls, url: str, *, name: str, heartbeat: float, attempt_timeout: float) -> Connection:
+        """Connect to one URL.
+
+        Args:
+            url: ``amqp://`` or ``amqps://``; the latter verifies the certificate chain and the host name.
+            name: shown by the management page.
+            heartbeat: seconds.
+            attempt_timeout: seconds the whole attempt may take.
+
+        Raises:
+            ConnectionFailed: nobody answered, or not in AMQP 0-9-1.
+            AccessRefused: the credentials or the virtual host were refused.
+        """
+        self = cls(name)
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_open(_connection: Any) -> None:
+            if not opened.done():
+                opened.set_result(None)
+
+        def on_open_error(_connection: Any, error: BaseException) -> None:
+            if not opened.done():
+                opened.set_exception(translate(error, url))
+
+        self._pika = _PikaConnection(
+            _parameters(url, name, heartbeat, attempt_timeout),
+            on_open_callback=on_open,
+            on_open_error_callback=on_open_error,
+            on_close_callback=self._on_closed,
+            custom_ioloop=asyncio.get_running_loop(),
+        )
+        try:
+            await opened
+        except asyncio.CancelledError:
+            self._abort()
+            raise
+        self._pika.add_on_connection_blocked_callback(self._on_blocked)
+        self._pika.add_on_connection_unblocked_callback(self._on_unblocked)
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        return not self.closed.done() and bool(self._pika.is_open)
+
+    @property
+    def version(self) -> ServerVersion:
+        properties = self._pika.server_properties or {}
+        return ServerVersion.parse(str(properties.get("product", "")), str(properties.get("version", "")))
+
+    async def channel(self) -> Channel:
+        """Open a channel. Raises BrokerError."""
+        channel = Channel(self)
+        self._channels.add(channel)
+        try:
+            await channel.open()
+        except BaseException:
+            self._channels.discard(channel)
+            raise
+        return channel
+
+    async def close(self) -> None:
+        """Close in order, so that what was written is flushed; give up on a broker that does not answer."""
+        if self.closed.done():
+            return
+        if not (self._pika.is_closing or self._pika.is_closed):
+            self._pika.close()
+        await asyncio.wait({self.closed}, timeout=CLOSE_TIMEOUT)
+        if not self.closed.done():
+            self._abort()
+
+    def _abort(self) -> None:
+        # pika closes a connection in order only; against a broker that is frozen the transport has to be cut.
+        transport = getattr(self._pika, "_transport", None)
+        if transport is not None:
+            transport.abort()
+        elif not (self._pika.is_closing or self._pika.is_closed):
+            self._pika.close()  # still connecting
+
+    def _on_closed(self, _connection: Any, error: BaseException) -> None:
+        reason = translate(error)
+        if not self.closed.done():
+            self.closed.set_result(reason)
+        for channel in tuple(self._channels):
+            channel.on_connection_closed(reason)
+
+    def _on_blocked(self, _connection: Any, method: Any) -> None:
+        if self.on_blocked is not None:
+            self.on_blocked(True, str(method.method.reason))
+
+    def _on_unblocked(self, _connection: Any, _method: Any) -> None:
+        if self.on_blocked is not None:
+            self.on_blocked(False, "")
+
+
+class Channel:
+    """A channel whose methods can be awaited; each raises BrokerError when the channel or its connection goes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._waiters: set[asyncio.Future[Any]] = set()
+        self._pika: pika.channel.Channel
+        self.closed: asyncio.Future[BrokerError] = self._loop.create_future()
+        """Done, with the reason, as soon as the channel is gone."""
+
+    async def open(self) -> None:
+        def start(callback: Callable[[Any], None]) -> None:
+            self._pika = self._connection._pika.channel(on_open_callback=callback)  # noqa: SLF001 - one adapter
+            self._pika.add_on_close_callback(self._on_closed)
+
+        await self._call(start)
+
+    @property
+    def is_open(self) -> bool:
+        return not self.closed.done() and bool(self._pika.is_open)
+
+    async def qos(self, prefetch_count: int) -> None:
+        await self._call(lambda done: self._pika.basic_qos(prefetch_count=prefetch_count, callback=done))
+
+    async def consume(self, queue: str, tag: str, on_deliveries: OnDeliveries) -> None:
+        """Subscribe; deliveries go to ``on_deliveries`` in batches, as they are read."""
+        number = int(self._pika.channel_number)
+        self._connection._pika.consumers[number] = on_deliveries  # noqa: SLF001 - one adapter
+        await self._call(lambda done: self._pika.basic_consume(queue, _never_called, consumer_tag=tag, callback=done))
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Call back when the broker ends a subscription of this channel."""
+        self._pika.add_on_cancel_callback(lambda _method: callback())
+
+    async def cancel(self, tag: str) -> None:
+        await self._call(lambda done: self._pika.basic_cancel(tag, callback=done))
+
+    def ack(self, tag: int, *, multiple: bool = False) -> None:
+        self._pika.basic_ack(tag, multiple)
+
+    def nack(self, tag: int, *, multiple: bool = False) -> None:
+        """Give back, not an attempt: from RabbitMQ 4.3 it does not count towards the delivery limit."""
+        self._pika.basic_nack(tag, multiple, requeue=True)
+
+    def reject(self, tag: int) -> None:
+        """Give back as a failed attempt: counted by quorum queues of every version."""
+        self._pika.basic_reject(tag, requeue=True)
+
+    async def confirm_select(self, on_confirm: Callable[[int, bool, bool], None]) -> None:
+        """Turn on publisher confirms; ``on_confirm`` gets (tag, multiple, positive)."""
+
+        def on_method(frame: Any) -> None:
+            method = frame.method
+            on_confirm(method.delivery_tag, method.multiple, isinstance(method, pika.spec.Basic.Ack))
+
+        await self._call(lambda done: self._pika.confirm_delivery(on_method, callback=done))
+
+    def on_return(self, callback: Callable[[str, str, bytes, str], None]) -> None:
+        """Call back with (exchange, routing key, body, reason) when a mandatory message found no queue."""
+        self._pika.add_on_return_callback(
+            lambda _channel, method, _properties, body: callback(
+                method.exchange, method.routing_key, body, f"{method.reply_code} {method.reply_text}"
+            )
+        )
+
+    def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:
+        """Publish, mandatory. Raises BrokerError when the channel is gone."""
+        try:
+            self._pika.basic_publish(exchange, routing_key, body, RawProperties(properties), mandatory=True)
+        except pika.exceptions.AMQPError as error:
+            raise translate(error) from None
+
+    async def declare_queue(self, name: str, arguments: Mapping[str, Any]) -> QueueState:
+        frame = await self._call(
+            lambda done: self._pika.queue_declare(name, durable=True, arguments=dict(arguments), callback=done)
+        )
+        return QueueState(frame.method.message_count, frame.method.consumer_count)
+
+    async def check_queue(self, name: str) -> QueueState:
+        """Declare passively. Raises QueueNotFound."""
+        frame = await self._call(lambda done: self._pika.queue_declare(name, passive=True, callback=done))
+        return QueueState(frame.method.message_count, frame.method.consumer_count)
+
+    async def declare_exchange(self, name: str, kind: str, *, durable: bool, arguments: Mapping[str, Any]) -> None:
+        await self._call(
+            lambda done: self._pika.exchange_declare(
+                name, kind, durable=durable, arguments=dict(arguments), callback=done
+            )
+        )
+
+    async def bind(self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any]) -> None:
+        await self._call(
+            lambda done: self._pika.queue_bind(queue, exchange, routing_key, dict(arguments), callback=done)
+        )
+
+    async def purge(self, queue: str) -> int:
+        """Delete the ready messages of a queue; returns how many."""
+        frame = await self._call(lambda done: self._pika.queue_purge(queue, callback=done))
+        return int(frame.method.message_count)
+
+    async def close(self) -> None:
+        """Close in order: what was acknowledged is applied, what was not goes back."""
+        if self.is_open:
+            self._pika.close()
+            await asyncio.wait({self.closed}, timeout=CLOSE_TIMEOUT)
+
+    async def _call(self, start: Callable[[Callable[[Any], None]], object]) -> Any:
+        waiter = self._waiter()
+
+        def done(frame: Any) -> None:
+            if not waiter.done():
+                waiter.set_result(frame)
+
+        try:
+            start(done)
+        except pika.exceptions.AMQPError as error:
+            self._waiters.discard(waiter)
+            raise translate(error) from None
+        return await self._wait(waiter)
+
+    def _waiter(self) -> asyncio.Future[Any]:
+        waiter: asyncio.Future[Any] = self._loop.create_future()
+        self._waiters.add(waiter)
+        return waiter
+
+    async def _wait(self, waiter: asyncio.Future[Any]) -> Any:
+        try:
+            return await asyncio.wait_for(waiter, RPC_TIMEOUT)
+        except TimeoutError:
+            raise ConnectionLost(f"the broker did not answer within {RPC_TIMEOUT:g} s") from None
+        finally:
+            self._waiters.discard(waiter)
+
+    def _on_closed(self, _channel: Any, error: BaseException) -> None:
+        self._fail(translate(error))
+
+    def on_connection_closed(self, reason: BrokerError) -> None:
+        """The connection is gone, and this channel with it."""
+        self._fail(reason)
+
+    def _fail(self, reason: BrokerError) -> None:
+        self._connection._channels.discard(self)  # noqa: SLF001 - one adapter
+        if not self.closed.done():
+            self.closed.set_result(reason)
+        for waiter in tuple(self._waiters):
+            if not waiter.done():
+                waiter.set_exception(reason)
+
+
+def _never_called(*_args: Any) -> None:
+    """Deliveries do not come through pika."""
+
+
+def _parameters(url: str, name: str, heartbeat: float, timeout: float) -> pika.URLParameters:
+    parameters = pika.URLParameters(url)
+    parameters.heartbeat = round(heartbeat)
+    parameters.socket_timeout = timeout
+    parameters.stack_timeout = timeout
+    parameters.connection_attempts = 1  # we try again ourselves, with a backoff that pika does not have
+    parameters.client_properties = {"connection_name": name, "product": "workerkit"}
+    if url.startswith("amqps:") and "ssl_options" not in url:
+        # pika's default context for a URL verifies already; said here so that it stays so.
+        parameters.ssl_options = pika.SSLOptions(ssl.create_default_context(), parameters.host)
+    return parameters

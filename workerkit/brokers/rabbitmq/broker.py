@@ -1,0 +1,337 @@
+"""A worker's RabbitMQ: consumes one queue, settles what it delivers, and comes back after every loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pika.exceptions
+
+from workerkit.brokers.backoff import Backoff
+from workerkit.brokers.rabbitmq import copies
+from workerkit.brokers.rabbitmq.amqp import Channel, Connection
+from workerkit.brokers.rabbitmq.declare import check, declare
+from workerkit.brokers.rabbitmq.errors import address
+from workerkit.brokers.rabbitmq.frames import RawDelivery
+from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.unacked import Unacked
+from workerkit.errors import AccessRefused, BrokerError, ConfigurationError, ConnectionFailed, ConnectionLost
+from workerkit.settings.model import BrokerSettings, ExchangeSettings, QueueSettings
+from workerkit.settlement import Cause, RetryLater
+from workerkit.topology import Queue, dead_queue_name, derive, explicit_retry_queue, retry_queue
+from workerkit.worker.ports import BrokerEvents, Delivery, Subscription
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+WATCH_INTERVAL = 30.0
+"""Seconds between checks that the broker still knows our consumer."""
+_REFUSED_DELAY = 30.0
+"""Seconds between tries once a running worker is refused: a changed password must not look like an attack."""
+
+
+async def connect(settings: BrokerSettings, name: str) -> Connection:
+    """Connect to the first of the configured URLs that answers.
+
+    Raises:
+        ConnectionFailed: none did; each is named with its reason.
+        AccessRefused: one refused.
+    """
+    urls = [settings.url] if isinstance(settings.url, str) else settings.url
+    failures = []
+    for url in urls:
+        try:
+            return await Connection.open(
+                url, name=name, heartbeat=settings.heartbeat, attempt_timeout=settings.connection_timeout
+            )
+        except (ConnectionFailed, ConnectionLost) as error:
+            failures.append(str(error))
+    raise ConnectionFailed("; ".join(failures))
+
+
+class RabbitmqBroker:
+    """The broker port over RabbitMQ.
+
+    1. Connects, declares, consumes, and checks that the consumer is registered; after any loss, again.
+    2. Settles on the channel that delivered, or not at all.
+    3. Publishes retries and dead letters over a second connection, and settles the original after their confirm.
+
+    Args:
+        settings: where the broker is.
+        queues: configured queues; a queue that is not among them has the defaults.
+        exchanges: configured exchanges.
+        name: of this worker instance, for connection names and consumer tags.
+        log: connection and settlement troubles.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        queues: Mapping[str, QueueSettings],
+        exchanges: Mapping[str, ExchangeSettings],
+        *,
+        name: str,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._settings = settings
+        self._queues = queues
+        self._exchanges = exchanges
+        self._name = name
+        self._log = log
+        self._subscription: Subscription
+        self._queue: QueueSettings
+        self._events: BrokerEvents
+        self._publisher = Publisher(self._connect_to_publish)
+        self._connection: Connection | None = None
+        self._channel: Channel | None = None
+        self._number = 0  # of the channel incarnation; tags are only good on theirs
+        self._tags = itertools.count(1)
+        self._tag = ""
+        self._unacked = Unacked()
+        self._native = False
+        self._paused = False
+        self._lost: asyncio.Future[str]
+        self._keeper: asyncio.Task[None] | None = None
+
+    # ---- staying connected
+
+    async def start(self, subscription: Subscription, events: BrokerEvents) -> None:
+        """Connect, declare, consume; then stay consuming until ``close``. See the port for what it raises."""
+        self._subscription = subscription
+        self._queue = self._queues.get(subscription.queue, QueueSettings())
+        self._events = events
+        await self._consume_again(first=True)
+        self._keeper = asyncio.create_task(self._keep_consuming())
+
+    async def _keep_consuming(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                why = await asyncio.wait_for(asyncio.shield(self._lost), WATCH_INTERVAL)
+                started = time.monotonic()
+                self._log.warning("conn.lost", why=why)
+                if self._connection is not None:
+                    await self._connection.close()
+                await self._consume_again(first=False)
+                self._log.info("conn.up", after_ms=round((time.monotonic() - started) * 1000))
+                continue
+            await self._watch()
+
+    async def _consume_again(self, *, first: bool) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                await self._open()
+                return
+            except (AccessRefused, ConfigurationError) as error:
+                if first:
+                    raise
+                self._log.error("conn.refused", error=str(error), again_in=_REFUSED_DELAY)
+                await asyncio.sleep(_REFUSED_DELAY)
+            except BrokerError as error:
+                delay = backoff.delay()
+                self._log.warning("conn.failed", error=str(error), again_in=round(delay, 2))
+                await asyncio.sleep(delay)
+                backoff = backoff.next()
+
+    async def _open(self) -> None:
+        """One try at everything: connection, topology, channel, subscription. Closes what it opened when it fails."""
+        connection = await connect(self._settings, f"workerkit {self._name} consume")
+        try:
+            # Decided anew for each connection, from the server that answered: never guessed from the arguments alone.
+            self._native = connection.version.delays_retries and self._queue.delayed_retry is not None
+            topology = derive(
+                self._subscription.queue,
+                self._queue,
+                self._exchanges,
+                self._subscription.delays,
+                native=self._native,
+            )
+            await (declare if self._queue.declare else check)(connection, topology)
+            channel = await connection.channel()
+            await channel.qos(self._subscription.prefetch_count)
+        except BaseException:
+            await connection.close()
+            raise
+        self._number += 1
+        self._unacked = Unacked()
+        self._lost = asyncio.get_running_loop().create_future()
+        self._connection, self._channel = connection, channel
+        channel.on_cancel(lambda: self._lose(channel, "the broker cancelled the consumer; was the queue deleted?"))
+        channel.closed.add_done_callback(lambda closed: self._lose(channel, str(closed.result())))
+        if not self._paused:
+            await self._subscribe(channel)
+            await self._watch()
+        if self._lost.done():
+            raise ConnectionLost(self._lost.result())
+
+    async def _subscribe(self, channel: Channel) -> None:
+        number = self._number
+        self._tag = f"{self._name}.{next(self._tags)}"
+        try:
+            await channel.consume(
+                self._subscription.queue, self._tag, lambda batch: self._on_deliveries(channel, number, batch)
+            )
+        except BrokerError as error:
+            self._lose(channel, str(error))
+            raise
+
+    async def _watch(self) -> None:
+        """See that the broker lists our consumer: a connection that looks healthy may have lost its subscription."""
+        channel, connection = self._channel, self._connection
+        if channel is None or connection is None or self._paused:
+            return
+        try:
+            probe = await connection.channel()
+            state = await probe.check_queue(self._subscription.queue)
+            await probe.close()
+        except BrokerError as error:
+            self._lose(channel, str(error))
+            return
+        if state.consumers == 0 and not self._paused:
+            self._lose(channel, "the broker does not list our consumer")
+
+    def _lose(self, channel: Channel, why: str) -> None:
+        """The channel is of no more use. Synchronous: from this moment on its settlements are dropped."""
+        if self._channel is channel:
+            self._channel = None
+            self._events.on_channel_lost()
+            self._lost.set_result(why)
+
+    async def _connect_to_publish(self) -> Connection:
+        connection = await connect(self._settings, f"workerkit {self._name} publish")
+        connection.on_blocked = self._on_blocked
+        return connection
+
+    def _on_blocked(self, blocked: bool, reason: str) -> None:
+        if blocked:
+            self._log.warning("conn.blocked", reason=reason, note="retries and dead letters wait, acks do not")
+        else:
+            self._log.info("conn.unblocked")
+
+    # ---- taking messages
+
+    def _on_deliveries(self, channel: Channel, number: int, batch: list[RawDelivery]) -> None:
+        if self._channel is not channel:
+            return
+        queue, native = self._subscription.queue, self._native
+        deliveries = []
+        for raw in batch:
+            self._unacked.add(raw.tag)
+            deliveries.append(
+                Delivery(
+                    queue=queue,
+                    exchange=raw.exchange,
+                    routing_key=raw.routing_key,
+                    redelivered=raw.redelivered,
+                    attempt=copies.attempt_of(raw.properties, native=native),
+                    raw_properties=raw.properties,
+                    body=raw.body,
+                    channel=number,
+                    tag=raw.tag,
+                )
+            )
+        self._events.on_deliveries(deliveries)
+
+    async def pause(self) -> None:
+        """Cancel the subscription; what was delivered stays ours."""
+        self._paused = True
+        if self._channel is not None:
+            with contextlib.suppress(BrokerError):
+                await self._channel.cancel(self._tag)
+
+    async def resume(self) -> None:
+        """Subscribe again."""
+        self._paused = False
+        if self._channel is not None:
+            with contextlib.suppress(BrokerError):
+                await self._subscribe(self._channel)
+
+    # ---- settling
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledge; runs without a gap share one frame."""
+        self._settle(deliveries, lambda channel, tag, multiple: channel.ack(tag, multiple=multiple))
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """basic.nack with requeue: does not count as a failure from RabbitMQ 4.3 on."""
+        self._settle(deliveries, lambda channel, tag, multiple: channel.nack(tag, multiple=multiple))
+
+    def _give_back_blamed(self, delivery: Delivery) -> None:
+        """basic.reject with requeue: a failure that every version of quorum queues counts."""
+        self._settle([delivery], lambda channel, tag, _multiple: channel.reject(tag))
+
+    def _settle(self, deliveries: Sequence[Delivery], send: Callable[[Channel, int, bool], None]) -> None:
+        tags = list(self._current(deliveries))
+        channel = self._channel
+        if channel is None or not tags:
+            return
+        try:
+            for tag, multiple in self._unacked.settle(tags):
+                send(channel, tag, multiple)
+        except pika.exceptions.AMQPError as error:
+            self._log.warning("settle.dropped", why=str(error) or type(error).__name__, messages=len(tags))
+
+    def _current(self, deliveries: Iterable[Delivery]) -> Iterable[int]:
+        """Tags of those that the present channel delivered; the others are the broker's again."""
+        stale = 0
+        for delivery in deliveries:
+            if self._channel is not None and delivery.channel == self._number:
+                yield delivery.tag
+            else:
+                stale += 1
+        if stale:
+            self._log.warning("settle.dropped", why="the channel that delivered is gone", messages=stale)
+
+    async def retry(self, delivery: Delivery, later: RetryLater) -> None:
+        """Native delayed retry: one reject. Otherwise a confirmed copy to the retry queue, then an ack."""
+        if self._native and not later.explicit:
+            self._give_back_blamed(delivery)
+            return
+        once = later.explicit and later.delay not in self._subscription.delays
+        target = (explicit_retry_queue if once else retry_queue)(delivery.queue, later.delay)
+        await self._copy_then_ack(delivery, target, copies.retry_copy(delivery, later.attempt), declare_first=once)
+
+    async def dead_letter(self, delivery: Delivery, cause: Cause) -> None:
+        """A confirmed copy with the story to the dead-letter queue, then an ack."""
+        target = Queue(dead_queue_name(delivery.queue))
+        story = copies.dead_letter(delivery, cause, self._subscription.worker)
+        await self._copy_then_ack(delivery, target, story, declare_first=False)
+
+    async def _copy_then_ack(
+        self, delivery: Delivery, target: Queue, properties: bytes, *, declare_first: bool
+    ) -> None:
+        """Publish until the broker has the copy, holding the original; only then acknowledge it."""
+        backoff = Backoff(0.2, 5.0)
+        try:
+            while delivery.channel == self._number and self._channel is not None:
+                try:
+                    if declare_first:
+                        channel = await self._publisher.channel()
+                        await channel.declare_queue(target.name, target.arguments)
+                    await self._publisher.publish("", target.name, properties, delivery.body)
+                except BrokerError as error:
+                    delay = backoff.delay()
+                    self._log.error("publish.failed", to=target.name, error=str(error), again_in=round(delay, 2))
+                    await asyncio.sleep(delay)
+                    backoff = backoff.next()
+                else:
+                    break
+        except asyncio.CancelledError:
+            self._give_back_blamed(delivery)
+            raise
+        self.ack([delivery])
+
+    async def close(self) -> None:
+        """Stop reconnecting, flush, close both connections in order."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        self._channel = None
+        await self._publisher.close()
+        if self._connection is not None:
+            await self._connection.close()
+            self._log.debug("conn.closed", address=address(str(self._settings.url)))

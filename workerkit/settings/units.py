@@ -1,0 +1,121 @@
+"""Durations and sizes as people write them: ``30s``, ``512MiB``."""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Final
+
+from workerkit.settings.model import Duration, Size
+
+SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+BYTES: Final = {
+    "TiB": 2**40,
+    "GiB": 2**30,
+    "MiB": 2**20,
+    "KiB": 2**10,
+    "TB": 10**12,
+    "GB": 10**9,
+    "MB": 10**6,
+    "KB": 10**3,
+    "B": 1,
+}
+
+# Units are taken literally: `5M` and `512m` are refused, not guessed.
+DURATION_PATTERN: Final = r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)?$"
+SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)? ?([KMGT]iB|[KMGT]?B)?$"
+
+_WRITTEN: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_LARGEST_SIZE: Final = 2**63 - 1
+"""What the kernel's resource limits and AMQP's integers can hold."""
+
+
+def parse_duration(value: str | float) -> Duration:
+    """Seconds from ``500ms``, ``30s``, ``1.5s``, ``5m``, ``1h``, ``2d`` or a bare number of seconds.
+
+    Raises:
+        ValueError: it is not a number and a unit, it is negative, or it is not finite. The text says what to write.
+    """
+    if isinstance(value, bool):
+        raise _not_a_duration(value)
+    if isinstance(value, str):
+        written = _WRITTEN.fullmatch(value)
+        if written is None:
+            raise _not_a_duration(value)
+        number, unit = written.groups()
+        if unit == "ms":
+            seconds = float(number) / 1000  # dividing is exact where multiplying by 0.001 is not
+        elif unit in SECONDS or not unit:
+            seconds = float(number) * SECONDS[unit or "s"]
+        else:
+            raise _not_a_duration(value)
+    else:
+        seconds = float(value)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise _not_a_duration(value)
+    return Duration(seconds)
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest exact way to write ``seconds``: 300 is ``5m``, 0.5 is ``500ms``, 90 is ``90s``.
+
+    ``parse_duration(format_duration(x)) == x`` for every finite ``x`` of at least 0.
+    """
+    if seconds == 0:
+        return "0s"
+    for unit, length in SECONDS.items():
+        count = seconds // length
+        if count * length == seconds:  # not `seconds % length`: the same rounding as when it is parsed
+            return f"{int(count)}{unit}"
+    milliseconds = round(seconds * 1000)
+    if milliseconds / 1000 == seconds:
+        return f"{milliseconds}ms"
+    return f"{_plainly(seconds)}s"
+
+
+def parse_size(value: str | float) -> Size:
+    """Bytes from ``512MiB``, ``1GiB``, ``64KiB``, ``100MB``, ``10KB``, ``1.5GiB`` or a bare number of bytes.
+
+    ``KiB`` and its like are powers of 1024, ``KB`` and its like powers of 1000.
+
+    Raises:
+        ValueError: it is not a number and a unit, or not a whole number of bytes from 0 to 2**63-1. The text says
+            what to write.
+    """
+    if isinstance(value, str):
+        written = _WRITTEN.fullmatch(value)
+        if written is None or (written[2] or "B") not in BYTES:
+            raise _not_a_size(value)
+        size = Decimal(written[1]) * BYTES[written[2] or "B"]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = Decimal(value)
+    else:
+        raise _not_a_size(value)
+    if not 0 <= size <= _LARGEST_SIZE or size != size.to_integral_value():
+        raise _not_a_size(value)
+    return Size(size)
+
+
+def format_size(size: int) -> str:
+    """The shortest exact way to write ``size`` bytes: 536870912 is ``512MiB``, 1000 is ``1KB``, 1001 is ``1001B``.
+
+    ``parse_size(format_size(x)) == x`` for every ``x`` from 0 to 2**63-1.
+    """
+    if size == 0:
+        return "0B"
+    unit = next(unit for unit, length in BYTES.items() if size % length == 0)
+    return f"{size // BYTES[unit]}{unit}"
+
+
+def _plainly(number: float) -> str:
+    """``number`` without an exponent, with as many digits as make it that float again."""
+    return format(Decimal(repr(float(number))), "f")
+
+
+def _not_a_duration(value: object) -> ValueError:
+    return ValueError(f"{value!r} is not a duration: write a number and a unit (ms, s, m, h, d), like 30s")
+
+
+def _not_a_size(value: object) -> ValueError:
+    return ValueError(f"{value!r} is not a size: write a number and a unit (B, KiB, MiB, GiB, KB, MB, GB), like 512MiB")

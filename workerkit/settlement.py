@@ -1,0 +1,113 @@
+"""The words for how one delivery ends.
+
+Two vocabularies with a pure function between them (``retry.decide``): an ``Outcome`` is what the task said or what
+befell it, a ``Settlement`` is what the broker is told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+
+class Verb(IntEnum):
+    """What was decided about one delivery. The numbers travel over the link."""
+
+    ACK = 1
+    """Done."""
+    NACK = 2
+    """This attempt failed: retry policy, then dead letter."""
+    RETRY = 3
+    """As NACK, with a delay of its own."""
+    REJECT = 4
+    """Straight to the dead letters."""
+    RELEASE = 5
+    """Put it back; not an attempt."""
+
+
+class Reason(StrEnum):
+    """Why an attempt failed; the value of the header ``workerkit-reason`` on a dead letter."""
+
+    EXCEPTION = "exception"
+    REJECTED = "rejected"
+    UNDECODABLE = "undecodable"
+    UNSETTLED = "unsettled"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    EXIT = "exit"
+    SIGNAL = "signal"
+    OOM = "oom"
+
+
+DEATHS = frozenset({Reason.TIMEOUT, Reason.MEMORY, Reason.EXIT, Reason.SIGNAL, Reason.OOM})
+"""The reasons that end an executor; for each of them ``WorkerTask.shutdown`` runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why an attempt failed, in the terms of whoever has to find out.
+
+    Attributes:
+        reason: the class of cause.
+        message: one line for people, for example ``killed by signal 9 (SIGKILL)``.
+        exception: dotted name of the exception's type; empty when there was none.
+        traceback: the traceback, of Python or of faulthandler; empty when there is none.
+        exit_code: of the executor that exited, else None.
+        signal: number of the signal that ended the executor, else None.
+    """
+
+    reason: Reason
+    message: str
+    exception: str = ""
+    traceback: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One verb with its particulars.
+
+    Attributes:
+        verb: what was decided.
+        delay: seconds until the next attempt, for RETRY; None takes it from the policy.
+        cause: why, for everything but ACK and RELEASE.
+    """
+
+    verb: Verb
+    delay: float | None = None
+    cause: Cause | None = None
+
+
+ACK = Outcome(Verb.ACK)
+RELEASE = Outcome(Verb.RELEASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Tell the broker that the message is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """Bring the message back as attempt number ``attempt`` after ``delay`` seconds."""
+
+    delay: float
+    attempt: int
+    explicit: bool
+    """The delay was asked for by the task, not taken from the policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Keep the message in the dead-letter queue with its cause."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the message back; not an attempt."""
+
+
+Settlement = Acknowledge | RetryLater | DeadLetter | Release

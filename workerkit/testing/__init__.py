@@ -1,0 +1,1 @@
+"""What tests of workers need: a private RabbitMQ node."""

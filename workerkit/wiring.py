@@ -1,0 +1,173 @@
+"""The composition root: the one place that knows which parts make a running worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
+from workerkit.errors import ConfigurationError, ExitCode, WorkerkitError
+from workerkit.settings import LoadedSettings, redact_text
+from workerkit.worker import logs
+from workerkit.worker.child import Events, Executor, InlineExecutor, ProcessExecutor
+from workerkit.worker.consumer import Consumer, Options
+from workerkit.worker.executor import Executor as InlineLoop
+from workerkit.worker.link import Page
+from workerkit.worker.loading import Spec
+from workerkit.worker.sink import ensure_standard_descriptors
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+STOP_MARGIN = 2.0
+"""Seconds by which a worker's own deadline is shorter than Supervisor's ``stopwaitsecs``, to hand back and close."""
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+def worker_spec(loaded: LoadedSettings, name: str, *, inline: bool = False) -> Spec:
+    """What the executor of worker ``name`` is told.
+
+    Raises:
+        ConfigurationError: there is no such worker.
+    """
+    known = loaded.settings.workers
+    if name not in known:
+        raise ConfigurationError(f"there is no worker {name!r} in {loaded.path}; it has {', '.join(known) or 'none'}")
+    worker = known[name]
+    written = loaded.explicit_worker_keys(name)
+    config: dict[str, Any] = {
+        key: value
+        for key, value in written.items()
+        if key not in ("task", "instances", "environment", "retry") and value is not None
+    }
+    if worker.retry is not None:
+        config["retry"] = {
+            key: getattr(worker.retry, key)
+            for key in ("max_attempts", "delays")
+            if loaded.origins.get(f"workers.{name}.retry.{key}", "default") != "default"
+        }
+    return Spec(
+        worker=name,
+        instance=os.environ.get("WORKERKIT_INSTANCE", "00"),
+        task=worker.task,
+        project_root=str(loaded.project_root),
+        log_level=loaded.settings.logging.level,
+        config=config,
+        inline=inline,
+    )
+
+
+def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: bool) -> int:
+    """Run one instance of worker ``name`` until it is asked to stop. Returns the exit code.
+
+    Raises:
+        ConfigurationError: there is no such worker.
+    """
+    spec = worker_spec(loaded, name, inline=inline)
+    ensure_standard_descriptors()
+    settings = loaded.settings
+    about = {"worker": name, "instance": spec.instance, "pid": os.getpid()}
+    log = logs.ConsumerLog(settings.logging.level, settings.logging.format, about)
+    options = Options(grace=max(1.0, settings.supervisor.stopwaitsecs - STOP_MARGIN), limit=limit)
+    environment = settings.workers[name].environment
+
+    def make_consumer(start_executor: Callable[[Events], Executor]) -> Consumer:
+        broker = RabbitmqBroker(
+            settings.broker,
+            settings.queues,
+            settings.exchanges,
+            name=f"{name}_{spec.instance}@{socket.gethostname()}.{os.getpid()}",
+            log=log.logger,
+        )
+        return Consumer(
+            spec,
+            options,
+            broker=broker,
+            start_executor=start_executor,
+            log=log.logger,
+            write_line=log.write_line,
+        )
+
+    for warning in loaded.warnings:
+        log.logger.warning("config.warning", text=warning)
+    try:
+        if inline:
+            os.environ.update(environment)
+            return _run_inline(make_consumer, log.logger)
+        return asyncio.run(_run(lambda: make_consumer(lambda events: ProcessExecutor(events, environment)), log.logger))
+    finally:
+        log.close()
+
+
+async def _run(make_consumer: Callable[[], Consumer], log: FilteringBoundLogger) -> int:
+    consumer = make_consumer()
+    loop = asyncio.get_running_loop()
+    for number, handler in _handlers(consumer).items():
+        loop.add_signal_handler(number, handler)
+    return await _guarded(consumer, log)
+
+
+async def _guarded(consumer: Consumer, log: FilteringBoundLogger) -> int:
+    """Run a consumer; every way it can fail is one line and an exit code."""
+    try:
+        await consumer.run()
+    except WorkerkitError as error:
+        log.critical("worker.failed", cause=redact_text(str(error)), code=int(error.exit_code))
+        return error.exit_code
+    except Exception:  # the last line of defence: it says what, and Supervisor restarts
+        log.critical("worker.failed", cause="an error inside workerkit", code=int(ExitCode.INTERNAL), exc_info=True)
+        return ExitCode.INTERNAL
+    return consumer.exit_code
+
+
+def _handlers(consumer: Consumer) -> dict[signal.Signals, Callable[[], None]]:
+    stops = {number: _stopper(consumer, number.name) for number in _STOP_SIGNALS}
+    return {
+        **stops,
+        signal.SIGUSR1: consumer.log_stacks,
+        signal.SIGUSR2: consumer.pause,
+        signal.SIGCONT: consumer.resume,
+    }
+
+
+def _stopper(consumer: Consumer, name: str) -> Callable[[], None]:
+    return lambda: consumer.stop_by_signal(name)
+
+
+def _run_inline(make_consumer: Callable[[Callable[[Events], Executor]], Consumer], log: FilteringBoundLogger) -> int:
+    """The same two halves in one process: the consumer on a thread, the executor here, the same link between them."""
+    ours, theirs = socket.socketpair()
+    page, page_fd = Page.create()
+    executors_page = Page(page_fd)
+    os.close(page_fd)
+    result: list[int] = []
+    started = threading.Event()
+    shared: dict[str, Any] = {}
+
+    async def consume() -> None:
+        consumer = make_consumer(lambda events: InlineExecutor(ours, page, events))
+        shared.update(loop=asyncio.get_running_loop(), handlers=_handlers(consumer))
+        started.set()
+        result.append(await _guarded(consumer, log))
+
+    thread = threading.Thread(target=lambda: asyncio.run(consume()), name="consumer", daemon=True)
+    thread.start()
+    started.wait()
+
+    def on_signal(number: int, _frame: object) -> None:
+        shared["loop"].call_soon_threadsafe(shared["handlers"][signal.Signals(number)])
+
+    for number in shared["handlers"]:
+        signal.signal(number, on_signal)
+    try:
+        with theirs:
+            InlineLoop(theirs, executors_page).run()
+    finally:
+        thread.join()
+    return result[0] if result else ExitCode.INTERNAL

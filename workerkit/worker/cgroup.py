@@ -1,0 +1,49 @@
+"""The memory cgroup this process lives in: its limit, and how often the kernel killed for it. Versions 1 and 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_UNLIMITED_V1 = 1 << 60
+"""Version 1 says "no limit" with a number near 2**63."""
+
+
+def memory_limit() -> int | None:
+    """Bytes that this process' cgroup and its parents allow, None when nothing limits it."""
+    limits = []
+    for folder in _folders():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            value = _read(folder / name)
+            if value.isdigit() and int(value) < _UNLIMITED_V1:
+                limits.append(int(value))
+    return min(limits, default=None)
+
+
+def oom_kills() -> int:
+    """How many processes of this cgroup the kernel's OOM killer has ended so far; 0 when that is not known."""
+    for folder in _folders():
+        for name in ("memory.events", "memory.oom_control"):
+            for line in _read(folder / name).splitlines():
+                key, _, value = line.partition(" ")
+                if key == "oom_kill" and value.isdigit():
+                    return int(value)
+    return 0
+
+
+def _folders() -> list[Path]:
+    """The cgroup's own folder first, then its parents up to the mount."""
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        mount = Path("/sys/fs/cgroup/memory" if "memory" in controllers.split(",") else "/sys/fs/cgroup")
+        if "memory" in controllers.split(",") or (not controllers and (mount / "cgroup.controllers").exists()):
+            relative = Path(path.lstrip("/"))
+            # Inside a container the path may be the host's: then only the mount itself is there.
+            return [mount / part for part in (relative, *relative.parents) if (mount / part).is_dir()]
+    return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,300 @@
+"""The consumer's end of the link, and the life of the executor process behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from workerkit.errors import ExitCode
+from workerkit.worker.link import READ_SIZE, FrameReader, Page
+
+_STACKS_DEADLINE = 0.5
+"""Seconds that faulthandler gets to write every thread's stack; it takes milliseconds."""
+_MAX_LINE = 16 * 1024
+_CRASH_TEXT_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an executor ended.
+
+    Attributes:
+        code: its exit code, None when a signal ended it.
+        signal: the number of that signal, else None.
+        crash_text: what faulthandler wrote while it died.
+    """
+
+    code: int | None
+    signal: int | None
+    crash_text: str = ""
+
+
+class Events(Protocol):
+    """What the owner of an executor is told. Every call comes from the event loop."""
+
+    def on_frame(self, kind: int, payload: bytes) -> None: ...
+
+    def on_batch_end(self) -> None:
+        """Everything that one read brought has been handed over."""
+
+    def on_output(self, stream: str, line: str) -> None:
+        """The user's code wrote a line to stdout or stderr."""
+
+    def on_exit(self, status: Exit) -> None:
+        """It is gone, and all its frames have been handed over before this."""
+
+
+class Executor:
+    """An executor as the consumer sees it: frames in both directions, without ever blocking the loop, and the page."""
+
+    pid: int
+
+    def __init__(self, sock: socket.socket, page: Page, events: Events) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._reader = FrameReader()
+        self._events = events
+        self._unsent = b""
+        self.page = page
+        self.closed = False
+        sock.setblocking(False)
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    def send(self, data: bytes) -> None:
+        """Send frames, in order; what the socket does not take now follows when it can."""
+        if self.closed:
+            return
+        if self._unsent:
+            self._unsent += data
+            return
+        sent = 0
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            sent = self._sock.send(data)
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self._loop.add_writer(self._sock.fileno(), self._on_writable)
+
+    def drain(self) -> bool:
+        """Hand over every frame that has arrived. Returns False at the end of the stream."""
+        events = self._events
+        while not self.closed:
+            try:
+                data = self._sock.recv(READ_SIZE)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            for kind, payload in self._reader.feed(data):
+                events.on_frame(kind, payload)
+            events.on_batch_end()
+            if len(data) < READ_SIZE:
+                return True
+        return False
+
+    def close(self) -> None:
+        """Stop listening and let go of the socket and the page. Harmless when repeated."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        self.page.close()
+
+    def _on_readable(self) -> None:
+        if not self.drain() and not self.closed:
+            self._loop.remove_reader(self._sock.fileno())
+            self.on_end_of_stream()
+
+    def on_end_of_stream(self) -> None:
+        """The other side closed its end."""
+
+    def kill(self) -> None:
+        """End it now. ``on_exit`` follows."""
+        raise NotImplementedError
+
+    async def stacks(self) -> str:
+        """The stack of every thread of its process."""
+        raise NotImplementedError
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self._sock.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            sent = len(self._unsent)  # its end is reported elsewhere
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._loop.remove_writer(self._sock.fileno())
+
+
+class InlineExecutor(Executor):
+    """An executor on the main thread of this process, the consumer being on another: for debuggers."""
+
+    pid = os.getpid()
+
+    def on_end_of_stream(self) -> None:
+        self._events.on_exit(Exit(code=None, signal=None))
+
+    def kill(self) -> None:
+        # A thread cannot be ended. The broker has the message back as soon as the connection breaks.
+        os._exit(ExitCode.TEMPORARY)
+
+    async def stacks(self) -> str:
+        frames = sys._current_frames()  # noqa: SLF001 - the documented way to see other threads' stacks
+        return "\n".join(f"Thread {ident}:\n" + "".join(traceback.format_stack(top)) for ident, top in frames.items())
+
+
+class ProcessExecutor(Executor):
+    """An executor in a process of its own: a fresh interpreter, the consumer's only child.
+
+    It is its own process group, so signals for the worker's group (Ctrl-C, Supervisor's ``stopasgroup``) reach only the
+    consumer, and what the user's code started can be ended with it.
+
+    Raises:
+        OSError: no process could be started.
+    """
+
+    def __init__(self, events: Events, environment: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        page, page_fd = Page.create()
+        self._crash_fd = os.memfd_create("workerkit-crash", os.MFD_CLOEXEC)
+        self._crash_read = 0
+        fds = (theirs.fileno(), page_fd, self._crash_fd)
+        command = [sys.executable, "-P", "-u", "-m", "workerkit.worker.executor", *map(str, fds), str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=fds,
+                process_group=0,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except OSError:
+            ours.close()
+            page.close()
+            os.close(self._crash_fd)
+            raise
+        finally:
+            theirs.close()
+            os.close(page_fd)
+        super().__init__(ours, page, events)
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._pidfd, self._on_death)
+        self._outputs = [
+            _Output(self._loop, pipe.fileno(), name, events)
+            for pipe, name in ((self._process.stdout, "stdout"), (self._process.stderr, "stderr"))
+            if pipe is not None
+        ]
+
+    def kill(self) -> None:
+        """End it and everything it started. ``on_exit`` follows."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def stacks(self) -> str:
+        """The stack of every thread, from faulthandler's own signal handler: it needs no GIL."""
+        if self._process.returncode is not None:
+            return ""
+        self._process.send_signal(signal.SIGUSR1)
+        deadline = self._loop.time() + _STACKS_DEADLINE
+        size = 0
+        while self._loop.time() < deadline:
+            await asyncio.sleep(0.01)
+            now = os.fstat(self._crash_fd).st_size
+            if now > self._crash_read and now == size:
+                break
+            size = now
+        return self._read_crash_text()
+
+    def _read_crash_text(self) -> str:
+        raw = os.pread(self._crash_fd, _CRASH_TEXT_LIMIT, self._crash_read)
+        self._crash_read += len(raw)
+        return raw.decode("utf-8", "replace").strip()
+
+    def _on_death(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        returncode = self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it started must not outlive it
+        while self.drain() and self._has_more():
+            pass
+        for output in self._outputs:
+            output.close()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+        crash_text = self._read_crash_text()
+        os.close(self._crash_fd)
+        status = Exit(
+            code=returncode if returncode >= 0 else None,
+            signal=-returncode if returncode < 0 else None,
+            crash_text=crash_text,
+        )
+        self._events.on_exit(status)
+
+    def _has_more(self) -> bool:
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
+
+
+class _Output:
+    """Lines from the executor's stdout or stderr. A line without an end is handed over in pieces."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, stream: str, events: Events) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._stream = stream
+        self._events = events
+        self._partial = b""
+        os.set_blocking(fd, False)  # our end of a pipe that nobody else reads
+        loop.add_reader(fd, self._on_readable)
+
+    def _on_readable(self) -> None:
+        if self._read_some() == 0:
+            self._loop.remove_reader(self._fd)
+
+    def _read_some(self) -> int:
+        """Hand over the lines of one read. Returns its size: 0 at the end, -1 when nothing is there now."""
+        try:
+            data = os.read(self._fd, 64 * 1024)
+        except BlockingIOError:
+            return -1
+        except OSError:
+            return 0
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        if len(self._partial) > _MAX_LINE or not data:
+            lines.append(self._partial)
+            self._partial = b""
+        for line in lines:
+            if line.strip():
+                self._events.on_output(self._stream, line.decode("utf-8", "backslashreplace").rstrip("\r"))
+        return len(data)
+
+    def close(self) -> None:
+        """Read what is there, then stop. A grandchild that still holds the pipe is not waited for."""
+        self._loop.remove_reader(self._fd)
+        for _ in range(64):  # a pipe holds 64 KiB; a surviving writer must not keep us here
+            if self._read_some() <= 0:
+                break
+        if self._partial.strip():
+            self._events.on_output(self._stream, self._partial.decode("utf-8", "backslashreplace"))

@@ -1,0 +1,151 @@
+"""The execution of one delivery: the callback, and everything that can come out of it.
+
+No process, socket or clock is involved, so the same code runs in an executor and in a user's test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+
+from workerkit.errors import RejectMessage, RetryMessage, UndecodableBody
+from workerkit.message import MessageAdapter
+from workerkit.settlement import ACK, Cause, Outcome, Reason, Verb
+from workerkit.task import WorkerTask
+
+MAX_TRACEBACK = 32_000
+"""Characters of a traceback that travel with a cause; the end of it, where the error is."""
+
+
+def execute(task: WorkerTask, message: MessageAdapter, dying: Callable[[Cause], None]) -> Cause | None:
+    """Run the callback on one message and see it settled, whatever comes out.
+
+    Args:
+        task: whose callback to run.
+        message: what to run it on.
+        dying: called with the cause when ``shutdown`` is about to run in this dying interpreter.
+
+    Returns:
+        The cause when this interpreter must end: it was asked to exit, interrupted, or ran out of memory. ``shutdown``
+        has then run already.
+    """
+    helper = task.shutdown_helper
+    helper.arm(message)
+    try:
+        task.callback(message)
+    except MemoryError as error:
+        helper.release()
+        cause = _memory_cause(error)
+        dying(cause)
+        return end_by(task, message, cause)
+    except Exception as error:  # noqa: BLE001 - whatever a user's code raises is a failed attempt
+        _fail(task, message, error)
+    except BaseException as error:  # noqa: BLE001 - the message is settled before the process ends
+        helper.release()
+        cause = _exit_cause(error)
+        dying(cause)
+        return end_by(task, message, cause)
+    else:
+        if message.outcome is None:
+            _returned_unsettled(task, message)
+    finally:
+        helper.disarm()
+    return None
+
+
+def end_by(task: WorkerTask, message: MessageAdapter, cause: Cause) -> Cause:
+    """Run ``shutdown`` for a message whose callback died of ``cause``, and settle by default what it leaves unsettled.
+
+    Everything here may run in the last bytes of memory: it imports nothing and formats no object of the user's.
+    """
+    message.blame(cause)
+    try:
+        task.shutdown(message, cause)
+    except BaseException as error:  # noqa: BLE001 - a message must be settled even if its shutdown() exits
+        _try_log(task, "shutdown.failed", error)
+    if not message.settled:
+        message.nack()
+    return cause
+
+
+def _fail(task: WorkerTask, message: MessageAdapter, error: Exception) -> None:
+    """An ordinary exception: a failed attempt, or a decision that was raised instead of called."""
+    if message.settled:
+        _try_log(task, "callback.raised_after_settling", error)
+    elif isinstance(error, RetryMessage):
+        message.retry(error.delay)
+    elif isinstance(error, RejectMessage):
+        message.reject(error.reason)
+    elif isinstance(error, UndecodableBody):
+        message.settle(Outcome(Verb.REJECT, cause=_exception_cause(error, Reason.UNDECODABLE)))
+    else:
+        message.settle(Outcome(Verb.NACK, cause=_exception_cause(error, Reason.EXCEPTION)))
+
+
+def _returned_unsettled(task: WorkerTask, message: MessageAdapter) -> None:
+    if task.auto_ack:
+        message.settle(ACK)
+        return
+    name = f"{type(task).__qualname__}.callback"
+    code = getattr(inspect.unwrap(task.callback), "__code__", None)
+    where = f"{code.co_filename}:{code.co_firstlineno}" if code else type(task).__module__
+    text = f"{name} returned without settling the message ({where}): call message.ack() or set auto_ack"
+    task.logger.error("callback.unsettled", where=where, hint=text)
+    message.settle(Outcome(Verb.NACK, cause=Cause(Reason.UNSETTLED, text)))
+
+
+def _exception_cause(error: Exception, reason: Reason) -> Cause:
+    return Cause(
+        reason,
+        message=_text(error),
+        exception=_type_name(error),
+        traceback="".join(traceback.format_exception(error))[-MAX_TRACEBACK:],
+    )
+
+
+def _memory_cause(error: MemoryError) -> Cause:
+    """The frames of the failed callback hold on to what filled the memory: note the lines, then let go."""
+    brief = _brief_traceback(error.__traceback__)
+    traceback.clear_frames(error.__traceback__)
+    return Cause(Reason.MEMORY, "out of memory: MemoryError in the callback", "MemoryError", brief)
+
+
+def _exit_cause(error: BaseException) -> Cause:
+    brief = _brief_traceback(error.__traceback__)
+    if isinstance(error, SystemExit):
+        code = error.code
+        status = code if isinstance(code, int) else (0 if code is None else 1)
+        return Cause(Reason.EXIT, f"the callback called sys.exit({status})", "SystemExit", brief, exit_code=status)
+    if isinstance(error, KeyboardInterrupt):
+        return Cause(Reason.SIGNAL, "interrupted by signal 2 (SIGINT)", "KeyboardInterrupt", brief, signal=2)
+    return Cause(Reason.EXCEPTION, _text(error), _type_name(error), brief)
+
+
+def _brief_traceback(trace: TracebackType | None) -> str:
+    """Files, lines and functions only: the full formatter reads source files, which needs memory."""
+    lines = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+    return "\n".join(lines)
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a user's __str__ may do anything
+        return "(its __str__ failed)"
+
+
+def _try_log(task: WorkerTask, event: str, error: BaseException) -> None:
+    with contextlib.suppress(Exception):  # the settlement matters more than the line about it
+        task.logger.error(event, error=_type_name(error), where=_brief_traceback(error.__traceback__))

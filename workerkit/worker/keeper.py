@@ -1,0 +1,401 @@
+"""Keeps one executor alive, and knows at any moment which message it runs, which it finished, which it never began."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from workerkit.errors import ExitCode
+from workerkit.settlement import Cause, Outcome, Verb
+from workerkit.worker import cgroup
+from workerkit.worker.child import Events, Executor, Exit
+from workerkit.worker.deaths import classify, timed_out
+from workerkit.worker.link import (
+    Aftermath,
+    Kind,
+    Phase,
+    frame,
+    pack_aftermath,
+    pack_delivery,
+    pack_json,
+    unpack_cause,
+    unpack_settled,
+)
+from workerkit.worker.loading import Resolved, Spec
+from workerkit.worker.ports import Delivery
+from workerkit.worker.settler import Settler, describe
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+SHUTDOWN_TIMEOUT = 10.0
+"""Seconds that ``WorkerTask.shutdown`` may run."""
+EXIT_TIMEOUT = 3.0
+"""Seconds an executor gets to end by itself once it was told to, or has said that it will."""
+RECALL_GRACE = 0.02
+"""Seconds between voiding unstarted deliveries and reading which one runs.
+
+The executor stores "I run it" before it loads "is it void"; a store is visible to other cores within nanoseconds.
+"""
+RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds before the next start after so many executors in a row that did not get ready."""
+_CLOCK_INTERVAL = 5.0
+
+
+class Owner(Protocol):
+    """What the keeper reports to."""
+
+    def on_ready(self, resolved: Resolved) -> None:
+        """An executor is ready for messages."""
+
+    def on_load_failed(self, text: str, trace: str, *, configuration: bool) -> None:
+        """An executor could not load the task; unless it is the configuration, another one will try."""
+
+    def on_unstarted(self, deliveries: list[Delivery]) -> None:
+        """These were not started and will not be."""
+
+    def on_stalled(self) -> None:
+        """No executor gets ready at present."""
+
+    def on_executor_lost(self) -> None:
+        """The executor is gone and there can be no other one (``--inline``)."""
+
+    def on_line(self, line: bytes) -> None:
+        """A finished log line from the executor."""
+
+    def on_change(self) -> None:
+        """Something that somebody may be waiting for has happened."""
+
+
+class Keeper:
+    """Starts executors, forwards deliveries, attributes deaths.
+
+    Every delivery handed to ``forward`` leaves again exactly once: through the settler, or in the return value of
+    ``recall`` or ``forget``.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        start: Callable[[Events], Executor],
+        settler: Settler,
+        owner: Owner,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._spec = spec
+        self._start = start
+        self._settler = settler
+        self._owner = owner
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._executor: Executor | None = None
+        self._ready = False
+        self._ending = False
+        self._seq = 0
+        self._waiting: list[Delivery] = []
+        self._inflight: dict[int, Delivery] = {}
+        self._last_settled: tuple[Delivery, Verb] | None = None
+        self._aftermaths: list[tuple[Delivery, Aftermath]] = []
+        self._deaths: dict[int, Cause] = {}  # of deliveries whose shutdown() is running or about to
+        self._announced: Cause | None = None  # why the present executor is about to be gone
+        self._handing_back = False
+        self._failed_starts = 0
+        self._idle_deaths = 0
+        self._oom_kills = 0
+        self._gone = asyncio.Event()
+        self._clock: asyncio.TimerHandle | None = None
+        self._restart: asyncio.TimerHandle | None = None
+        self._ender: asyncio.Task[None] | None = None
+        self.callback_timeout: float | None = None
+
+    # ---- what the consumer asks for
+
+    def start(self) -> None:
+        """Start an executor."""
+        self._restart = None
+        self._ready = False
+        self._announced = None
+        self._handing_back = False
+        self._oom_kills = cgroup.oom_kills()
+        self._gone.clear()
+        self._executor = self._start(self)
+        self._executor.send(frame(Kind.HELLO, pack_json(self._spec)))
+        self._log.debug("executor.started", executor_pid=self._executor.pid)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any delivery is still here."""
+        return bool(self._inflight or self._waiting or self._aftermaths)
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is an executor process."""
+        return self._executor is not None
+
+    def forward(self, deliveries: list[Delivery]) -> None:
+        """Have messages worked on, in order, by this executor or the next."""
+        for delivery in deliveries:
+            self._seq += 1
+            delivery.seq = self._seq
+        if self._ready:
+            self._send(deliveries)
+        else:
+            self._waiting += deliveries
+
+    async def recall(self) -> list[Delivery]:
+        """Take back every delivery that was not started; the running one goes on."""
+        executor = self._executor
+        if executor is not None:
+            executor.page.void = self._seq
+            await asyncio.sleep(RECALL_GRACE)
+        return self._take_unstarted()
+
+    def forget(self) -> int:
+        """The channel is gone: drop what was not started, and count it. The settlement of what runs will be stale."""
+        if self._executor is not None:
+            self._executor.page.void = self._seq
+        return len(self._take_unstarted())
+
+    async def stacks(self) -> dict[str, Any]:
+        """The stack of every thread of the executor and the message it runs, as keys for a log line."""
+        executor = self._executor
+        if executor is None:
+            return {"note": "the executor is being replaced"}
+        running = executor.page.running()
+        about = describe(self._inflight.get(running[0])) if running else {"note": "no message is being worked on"}
+        return {"executor_pid": executor.pid, **about, "stack": await executor.stacks()}
+
+    def hand_back(self) -> None:
+        """End the executor now; the message it runs is released, not blamed."""
+        self._handing_back = True
+        for delivery, aftermath in self._aftermaths:
+            self._settle_by_default(delivery, aftermath)
+        self._aftermaths.clear()
+        unstarted, self._waiting = self._waiting, []
+        self._owner.on_unstarted(unstarted)
+        if self._executor is not None:
+            self._executor.kill()
+
+    async def end(self) -> None:
+        """Let the executor end, and see that it does. No other one is started."""
+        self._ending = True
+        if self._restart is not None:
+            self._restart.cancel()
+        if self._executor is not None:
+            self._executor.send(frame(Kind.STOP))
+            killer = self._loop.call_later(EXIT_TIMEOUT, self._executor.kill)
+            await self._gone.wait()
+            killer.cancel()
+
+    # ---- what the executor says
+
+    def on_frame(self, kind: int, payload: bytes) -> None:
+        """Take one frame."""
+        if kind == Kind.SETTLED:
+            seq, duration_ns, outcome = unpack_settled(payload)
+            delivery = self._inflight.pop(seq, None)
+            if delivery is None:
+                self._log.warning("settle.dropped", why="its channel is gone", outcome=outcome.verb.name.lower())
+                return
+            self._idle_deaths = 0
+            self._deaths.pop(seq, None)
+            self._last_settled = (delivery, outcome.verb)
+            self._settler.settle(delivery, outcome, duration_ns)
+        elif kind == Kind.LOG:
+            self._owner.on_line(payload)
+        elif kind == Kind.READY:
+            self._on_ready(msgspec.json.decode(payload, type=Resolved))
+        elif kind == Kind.DYING:
+            self._announced = unpack_cause(payload)
+            if self._executor is not None:
+                self._loop.call_later(SHUTDOWN_TIMEOUT + EXIT_TIMEOUT, self._executor.kill)
+        elif kind == Kind.FAILED:
+            failure = msgspec.json.decode(payload)
+            self._ending = self._ending or bool(failure["configuration"])
+            self._owner.on_load_failed(failure["text"], failure["traceback"], configuration=failure["configuration"])
+
+    def on_batch_end(self) -> None:
+        """One read is done: what it finished is acknowledged together."""
+        self._settler.flush()
+        self._owner.on_change()
+
+    def on_output(self, stream: str, line: str) -> None:
+        """What the user's code prints becomes a log line."""
+        self._log.info(line, logger=stream)
+
+    def _on_ready(self, resolved: Resolved) -> None:
+        self._ready = True
+        self._failed_starts = 0
+        self.callback_timeout = None if self._spec.inline else resolved.callback_timeout  # a debugger may take hours
+        self._owner.on_ready(resolved)
+        assert self._executor is not None
+        for delivery, aftermath in self._aftermaths:
+            self._inflight[delivery.seq] = delivery
+            self._deaths[delivery.seq] = aftermath.cause
+            self._executor.send(frame(Kind.AFTERMATH, pack_aftermath(delivery.seq, delivery, aftermath)))
+        self._aftermaths.clear()
+        waiting, self._waiting = self._waiting, []
+        self._send(waiting)
+
+    def _send(self, deliveries: list[Delivery]) -> None:
+        assert self._executor is not None
+        for delivery in deliveries:
+            self._inflight[delivery.seq] = delivery
+        if deliveries:
+            self._executor.send(b"".join(frame(Kind.DELIVER, pack_delivery(d.seq, d)) for d in deliveries))
+        if self._clock is None and self._inflight:
+            self._set_clock(self.callback_timeout or _CLOCK_INTERVAL)
+
+    def _take_unstarted(self) -> list[Delivery]:
+        # Which one runs is read before the link is drained: what it finished earlier is then among the frames.
+        running = None
+        if self._executor is not None:
+            running = self._executor.page.running()
+            self._executor.drain()
+        started = {seq for seq in self._inflight if seq in self._deaths or (running and seq == running[0])}
+        unstarted = [delivery for seq, delivery in self._inflight.items() if seq not in started] + self._waiting
+        self._inflight = {seq: self._inflight[seq] for seq in started}
+        self._waiting = []
+        self._owner.on_change()
+        return unstarted
+
+    # ---- the end of an executor
+
+    def on_exit(self, status: Exit) -> None:
+        """It is gone: blame the message it ran, keep what it did not start, start the next one."""
+        assert self._executor is not None
+        running = self._executor.page.running()
+        pid = self._executor.pid
+        self._executor.close()
+        self._executor = None
+        self._gone.set()
+        was_ready, self._ready = self._ready, False
+        cause = self._announced or classify(status, oom_killed=cgroup.oom_kills() > self._oom_kills)
+        blamed = self._attribute(running, cause) if was_ready else None
+        self._waiting = sorted(self._inflight.values(), key=lambda delivery: delivery.seq) + self._waiting
+        self._inflight = {}
+        if not (self._ending and status.code in (ExitCode.OK, ExitCode.CONFIGURATION)):
+            self._log_exit(status, cause, pid, blamed)
+        if self._handing_back:
+            self._owner.on_unstarted(self._waiting)
+            self._waiting = []
+        if not was_ready:
+            self._not_ready()
+        if not self._ending:
+            self._start_next()
+        self._owner.on_change()
+
+    def _attribute(self, running: tuple[int, Phase, int] | None, cause: Cause) -> Delivery | None:
+        """Decide which delivery the executor died on, and what becomes of it."""
+        if running is None:
+            return self._attribute_idle_death(cause)
+        seq, phase, _ = running
+        delivery = self._inflight.get(seq)
+        if self._handing_back and seq not in self._deaths:
+            return None  # ended at the deadline: it goes back with the unstarted ones
+        if delivery is not None:
+            del self._inflight[seq]
+            if phase is Phase.SHUTDOWN:
+                self._settle_by_default(delivery, Aftermath(self._deaths.get(seq, cause), None))
+            else:
+                self._aftermaths.append((delivery, Aftermath(cause, None)))
+            return delivery
+        if self._last_settled is not None and self._last_settled[0].seq == seq and phase is Phase.CALLBACK:
+            delivery, verb = self._last_settled  # it died after it had settled, before the callback returned
+            self._aftermaths.append((delivery, Aftermath(cause, verb)))
+        return delivery
+
+    def _attribute_idle_death(self, cause: Cause) -> Delivery | None:
+        """No callback ran. When it happens twice in front of the same message, taking that message in is what kills."""
+        if not self._inflight or self._handing_back:
+            return None
+        self._idle_deaths += 1
+        if self._idle_deaths < 2:
+            return None
+        self._idle_deaths = 0
+        delivery = self._inflight.pop(min(self._inflight))
+        self._settle_by_default(delivery, Aftermath(cause, None))
+        return delivery
+
+    def _settle_by_default(self, delivery: Delivery, aftermath: Aftermath) -> None:
+        """What ``WorkerTask.shutdown`` would do, for a message whose ``shutdown`` cannot run."""
+        self._deaths.pop(delivery.seq, None)
+        if aftermath.settled is None:
+            self._settler.settle(delivery, Outcome(Verb.NACK, cause=aftermath.cause), 0)
+            self._settler.flush()
+
+    def _log_exit(self, status: Exit, cause: Cause, pid: int, blamed: Delivery | None) -> None:
+        about: dict[str, Any] = {"executor_pid": pid, "code": status.code, "signal": status.signal}
+        about |= {"reason": cause.reason.value, "cause": cause.message, **describe(blamed)}
+        if cause.traceback or status.crash_text:
+            about["stack"] = cause.traceback or status.crash_text
+        self._log.error("executor.exit", **about)
+
+    def _not_ready(self) -> None:
+        """It did not even load the task: others should have its messages."""
+        self._failed_starts += 1
+        for delivery, aftermath in self._aftermaths:
+            self._settle_by_default(delivery, aftermath)
+        self._aftermaths.clear()
+        unstarted, self._waiting = self._waiting, []
+        self._owner.on_unstarted(unstarted)
+        self._owner.on_stalled()
+
+    def _start_next(self) -> None:
+        if self._spec.inline:
+            self._owner.on_executor_lost()
+            return
+        delay = RESTART_DELAYS[min(self._failed_starts, len(RESTART_DELAYS) - 1)]
+        if delay:
+            self._log.warning("executor.restart", in_seconds=delay, failed_starts=self._failed_starts)
+        self._restart = self._loop.call_later(delay, self._try_start)
+
+    def _try_start(self) -> None:
+        try:
+            self.start()
+        except OSError as error:  # no process, no memory, no descriptors
+            self._log.error("executor.not_started", error=str(error))
+            self._failed_starts += 1
+            self._start_next()
+
+    # ---- the clock
+
+    def _set_clock(self, delay: float) -> None:
+        self._clock = self._loop.call_later(delay, self._check_time)
+
+    def _check_time(self) -> None:
+        """End what runs too long. The clock stands still while there is nothing to do."""
+        self._clock = None
+        if self._executor is None:
+            return
+        running = self._executor.page.running()
+        if running is None:
+            if self._inflight:
+                self._set_clock(_CLOCK_INTERVAL)
+            return
+        _, phase, started_ns = running
+        limit = SHUTDOWN_TIMEOUT if phase is Phase.SHUTDOWN else self.callback_timeout
+        left = _CLOCK_INTERVAL if limit is None else started_ns / 1e9 + limit - time.monotonic()
+        if left > 0 or limit is None:
+            self._set_clock(min(left, _CLOCK_INTERVAL))
+        else:
+            self._ender = self._loop.create_task(self._time_out(self._executor, running, limit))
+
+    async def _time_out(self, executor: Executor, running: tuple[int, Phase, int], limit: float) -> None:
+        stacks = await executor.stacks()
+        if self._executor is not executor:
+            return
+        if executor.page.running() != running:  # it came to an end after all
+            self._set_clock(_CLOCK_INTERVAL)
+            return
+        seq, phase, _ = running
+        what = "shutdown()" if phase is Phase.SHUTDOWN else "the callback"
+        cause = timed_out(limit, stacks, what)
+        if phase is Phase.CALLBACK:
+            self._announced = cause
+        self._log.error("callback.timeout", cause=cause.message, stack=stacks, **describe(self._inflight.get(seq)))
+        executor.kill()

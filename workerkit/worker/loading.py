@@ -1,0 +1,197 @@
+"""From ``module:Class`` and settings to a task that is ready for its first message. Runs in the executor only."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import resource
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from workerkit.errors import TaskLoadError
+from workerkit.retry import RetryPolicy
+from workerkit.task import WorkerTask
+from workerkit.worker import cgroup
+
+CGROUP_SHARE = 0.9
+"""Default memory limit of the executor as a share of the cgroup's: Python must see the end before the kernel does."""
+
+SETTING_NAMES = (
+    "queue",
+    "prefetch_count",
+    "ttl",
+    "callback_timeout",
+    "memory_limit",
+    "auto_ack",
+    "spare_memory_multiplier",
+    "retry",
+)
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What the executor is told in HELLO."""
+
+    worker: str
+    instance: str
+    task: str
+    """``module:Class``."""
+    project_root: str
+    log_level: str
+    config: dict[str, Any] = {}
+    """Settings written in the YAML or the environment, by name; ``retry`` is a mapping."""
+    overrides: dict[str, Any] = {}
+    """Settings given on the command line."""
+    inline: bool = False
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """What the executor answers in READY: every setting with the value that counts, and where each came from."""
+
+    pid: int
+    queue: str
+    prefetch_count: int
+    ttl: float | None
+    callback_timeout: float | None
+    memory_limit: int | None
+    auto_ack: bool
+    spare_memory_multiplier: int
+    max_attempts: int
+    delays: tuple[float, ...]
+    origins: dict[str, str]
+    """From setting name to ``default``, ``class``, ``configuration``, ``initialize()`` or ``command line``."""
+
+
+def load_class(spec: Spec) -> type[WorkerTask]:
+    """Import the task's class from the project root.
+
+    Raises:
+        TaskLoadError: it does not import or is not a ``WorkerTask``; the text names the line to blame.
+    """
+    module_name, _, class_name = spec.task.partition(":")
+    where = f"worker {spec.worker!r}: task {spec.task!r}"
+    if spec.project_root not in sys.path:
+        sys.path.insert(0, spec.project_root)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise TaskLoadError(
+                f"{where}: there is no module {error.name!r} under {spec.project_root} (the project root)"
+            ) from error
+        raise TaskLoadError(f"{where}: {_blame(error, module_name)}") from error
+    except (Exception, SystemExit) as error:  # importing runs the user's code: anything can come out
+        raise TaskLoadError(f"{where}: {_blame(error, module_name)}") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        known = [name for name, value in vars(module).items() if _is_task(value)]
+        hint = f"; it has {', '.join(known)}" if known else ""
+        raise TaskLoadError(f"{where}: {module.__file__} has no {class_name!r}{hint}")
+    if not _is_task(found):
+        raise TaskLoadError(f"{where}: {class_name} is not a subclass of workerkit.WorkerTask")
+    if found.callback is WorkerTask.callback:
+        raise TaskLoadError(f"{where}: {class_name} does not implement callback(self, message)")
+    if inspect.iscoroutinefunction(found.callback):
+        raise TaskLoadError(f"{where}: {class_name}.callback is a coroutine; write `def callback(self, message)`")
+    return found  # type: ignore[no-any-return]
+
+
+def prepare(spec: Spec, cls: type[WorkerTask], pid: int) -> tuple[WorkerTask, Resolved]:
+    """Make the task, apply its settings in their order of precedence and call ``initialize``.
+
+    Raises:
+        TaskLoadError: a setting has a value that cannot be used.
+        Exception: whatever ``initialize`` raises.
+    """
+    task = cls()
+    origins = {
+        name: "class" if getattr(cls, name) != getattr(WorkerTask, name) else "default" for name in SETTING_NAMES
+    }
+    _apply(task, spec.config, "configuration", origins)
+    if not spec.inline:
+        _limit_memory(task, spec.worker)
+    before = {name: getattr(task, name) for name in SETTING_NAMES}
+    task.initialize()
+    for name in SETTING_NAMES:
+        if getattr(task, name) != before[name]:
+            origins[name] = "initialize()"
+    _apply(task, spec.overrides, "command line", origins)
+    if not spec.inline and task.memory_limit != before["memory_limit"]:
+        _limit_memory(task, spec.worker)
+    return task, _resolve(spec, task, origins, pid)
+
+
+def _apply(task: WorkerTask, values: dict[str, Any], origin: str, origins: dict[str, str]) -> None:
+    for name, value in values.items():
+        if name == "retry":
+            delays = value.get("delays", task.retry.delays)
+            task.retry = RetryPolicy(value.get("max_attempts", task.retry.max_attempts), tuple(delays))
+        else:
+            setattr(task, name, value)
+        origins[name] = origin
+
+
+def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) -> Resolved:
+    where = f"worker {spec.worker!r}"
+    if not task.queue:
+        raise TaskLoadError(f"{where}: no queue; call self.set_queue(name) in initialize() or set `queue` in the YAML")
+    if not isinstance(task.retry, RetryPolicy):
+        raise TaskLoadError(f"{where}: retry must be a RetryPolicy, not {task.retry!r}")
+    values = {name: getattr(task, name) for name in SETTING_NAMES if name != "retry"}
+    values |= {"max_attempts": task.retry.max_attempts, "delays": task.retry.delays, "origins": origins, "pid": pid}
+    try:
+        resolved = msgspec.convert(values, Resolved)
+    except msgspec.ValidationError as error:
+        raise TaskLoadError(f"{where}: {error}") from None
+    if not 1 <= resolved.prefetch_count <= 65535:
+        raise TaskLoadError(f"{where}: prefetch_count must be 1 to 65535, not {resolved.prefetch_count}")
+    for name in ("ttl", "callback_timeout"):
+        value = getattr(resolved, name)
+        if value is not None and not value > 0:
+            raise TaskLoadError(f"{where}: {name} must be more than 0 seconds, not {value!r}")
+    return resolved
+
+
+def _limit_memory(task: WorkerTask, worker: str) -> None:
+    """Make Python see the end of memory as a MemoryError, instead of the kernel's SIGKILL."""
+    limit = task.memory_limit
+    if limit is None:
+        whole = cgroup.memory_limit()
+        if whole is None:
+            return
+        limit = task.memory_limit = int(whole * CGROUP_SHARE)
+    used = _data_memory()
+    needed = used + task.spare_memory_multiplier * 1024 * 1024
+    if limit <= needed:
+        raise TaskLoadError(
+            f"worker {worker!r}: memory_limit of {limit >> 20} MiB is too small: the task's modules and its spare "
+            f"memory take {-(-needed >> 20)} MiB already"
+        )
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _data_memory() -> int:
+    """Bytes that count against RLIMIT_DATA now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _is_task(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, WorkerTask) and value is not WorkerTask
+
+
+def _blame(error: BaseException, module_name: str) -> str:
+    """Where in the user's files the import failed, and how."""
+    kind = type(error).__name__
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {kind}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    last = next((frame for frame in reversed(frames) if frame.filename != __file__), None)
+    place = f"{last.filename}:{last.lineno}" if last else f"module {module_name}"
+    return f"{place}: {kind}: {error}"

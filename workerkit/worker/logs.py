@@ -1,0 +1,182 @@
+"""structlog, set up for each of the two processes of a worker.
+
+The executor renders a line and sends it over the link; the consumer owns stdout and writes the lines of both. So
+nothing a task logs can block on a full pipe, and the two never mix inside a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+# `import structlog` imports rich when it is there, for tracebacks that workers do not draw: 5 MiB and 150 ms in each
+# of two processes. The CLI's tables import rich later, so the name is freed again.
+_had_rich = "rich" in sys.modules
+if not _had_rich:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+import structlog  # noqa: E402
+
+if not _had_rich:
+    del sys.modules["rich"]
+
+from workerkit.worker.sink import LineSink  # noqa: E402
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+
+_encoder = msgspec.json.Encoder(enc_hook=repr)
+
+
+class _Lines:
+    """The logger that structlog's chain ends in: takes a finished line."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+
+    def msg(self, line: bytes) -> None:
+        self._write(line)
+
+    debug = info = warning = warn = error = critical = exception = fatal = log = msg
+
+
+def timestamp() -> str:
+    """Now, as ISO 8601 in UTC with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:
+    """One JSON object and a newline. JSON itself escapes control characters; what is not JSON becomes its repr."""
+    try:
+        return _encoder.encode(event) + b"\n"
+    except (TypeError, ValueError, RecursionError, UnicodeEncodeError):
+        return _encoder.encode({str(key): repr(value) for key, value in event.items()}) + b"\n"
+
+
+def _exc_info_to_stack(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    exc_info = event.pop("exc_info", None)
+    if exc_info:
+        if isinstance(exc_info, BaseException):
+            exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+        elif not isinstance(exc_info, tuple):
+            exc_info = sys.exc_info()
+        if exc_info[1] is not None:
+            event["exc_type"] = exc_info[0].__qualname__
+            event["stack"] = structlog.processors.format_exc_info(_logger, _method, {"exc_info": exc_info})["exception"]
+    return event
+
+
+def _chain(context: Callable[[], Mapping[str, Any]], last: Any) -> list[Any]:
+    def add_context(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        for key, value in context().items():
+            event.setdefault(key, value)
+        return event
+
+    def order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        head: dict[str, Any] = {"timestamp": timestamp(), "level": event.pop("level"), "event": event.pop("event")}
+        return {**head, **event}
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        add_context,
+        structlog.processors.add_log_level,
+        structlog.processors.StackInfoRenderer(),
+        _exc_info_to_stack,
+        order,
+        last,
+    ]
+
+
+class _StdlibHandler(logging.Handler):
+    """Brings the standard library's logging into the same stream."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            logger = structlog.get_logger().bind(logger=record.name)
+            level = record.levelname.lower() if record.levelname.lower() in LEVELS else "info"
+            getattr(logger, level)(record.getMessage(), **({"exc_info": record.exc_info} if record.exc_info else {}))
+        except Exception:  # noqa: BLE001 - logging must not raise into the code that logs
+            self.handleError(record)
+
+
+def configure(level: str, context: Callable[[], Mapping[str, Any]], write: Callable[[bytes], None]) -> None:
+    """Send structlog's lines, as JSON, to ``write``; ``context`` gives keys that each line carries."""
+    structlog.configure(
+        processors=_chain(context, render_json),
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *_args: _Lines(write),
+        cache_logger_on_first_use=False,
+    )
+
+
+def adopt_stdlib_logging(level: str) -> None:
+    """Bring ``logging`` into the stream, unless the user's code has configured it already."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_StdlibHandler())
+        root.setLevel(LEVELS[level])
+
+
+def clear_context() -> None:
+    """Forget what the user's code bound to structlog's context variables for one message."""
+    structlog.contextvars.clear_contextvars()
+
+
+class ConsumerLog:
+    """The log of a worker: both processes' lines, through one sink, as JSON or for people.
+
+    Args:
+        level: the least level that is written.
+        style: ``json``, ``console``, or ``auto`` for console on a terminal and JSON otherwise.
+        context: keys that each of the consumer's own lines carries.
+    """
+
+    def __init__(self, level: str, style: str, context: Mapping[str, Any], fd: int = 1) -> None:
+        console = style == "console" or (style == "auto" and os.isatty(fd))
+        self._render: Callable[[bytes], bytes] | None = _console_renderer(fd) if console else None
+        self._sink = LineSink(fd, self._dropped_line)
+        self._context = context
+        # Not structlog's global configuration: with --inline that belongs to the executor in the same process.
+        self.logger: FilteringBoundLogger = structlog.wrap_logger(
+            _Lines(self.write_line),
+            processors=_chain(lambda: context, render_json),
+            wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+            context_class=dict,
+        )
+        pika = logging.getLogger("pika")  # its tracebacks repeat what our own conn.* lines say
+        pika.propagate = False
+        pika.addHandler(logging.NullHandler())
+
+    def write_line(self, line: bytes) -> None:
+        """Write one JSON line, of this process or of the executor."""
+        self._sink.write(line if self._render is None else self._render(line))
+
+    def close(self) -> None:
+        """Write what is queued; give up after two seconds."""
+        self._sink.close()
+
+    def _dropped_line(self, count: int, why: str) -> bytes:
+        event = {"timestamp": timestamp(), "level": "warning", "event": "log.dropped", "lines": count, "why": why}
+        line = render_json(None, "", {**event, **self._context})
+        return line if self._render is None else self._render(line)
+
+
+def _console_renderer(fd: int) -> Callable[[bytes], bytes]:
+    colors = os.isatty(fd) and "NO_COLOR" not in os.environ
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+
+    def render(line: bytes) -> bytes:
+        event = msgspec.json.decode(line)
+        event["timestamp"] = event["timestamp"][11:23]
+        stack = event.pop("stack", "")
+        text = str(renderer(None, "", event))
+        return (text + "\n" + (stack + "\n" if stack else "")).encode("utf-8", "backslashreplace")
+
+    return render

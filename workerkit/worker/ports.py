@@ -1,0 +1,84 @@
+"""What a worker needs of a broker: the narrow seam that each adapter in ``workerkit.brokers`` fills."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from workerkit.message import Incoming
+from workerkit.settlement import Cause, RetryLater
+
+
+@dataclass(slots=True)
+class Delivery(Incoming):
+    """One hand-over of a message to this worker, with its settlement identity.
+
+    Attributes:
+        channel: number of the channel incarnation that delivered it. Tags mean nothing on any other.
+        tag: the delivery tag.
+        seq: number on the link to the executor; 0 until it is forwarded.
+    """
+
+    channel: int = 0
+    tag: int = 0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """What a worker consumes, resolved from its task and its settings."""
+
+    worker: str
+    queue: str
+    prefetch_count: int
+    delays: tuple[float, ...]
+
+
+class BrokerEvents(Protocol):
+    """What the worker is told by the broker. Every call comes from the event loop."""
+
+    def on_deliveries(self, deliveries: list[Delivery]) -> None:
+        """Messages arrived."""
+
+    def on_channel_lost(self) -> None:
+        """The channel is gone: the broker has requeued all that it delivered, nothing of it can be settled."""
+
+
+class Broker(Protocol):
+    """A connection that consumes one queue and settles what it delivers.
+
+    The adapter reconnects by itself and for ever; a settlement for a channel that is gone is dropped and logged.
+    """
+
+    async def start(self, subscription: Subscription, events: BrokerEvents) -> None:
+        """Declare what the queue needs and consume it; waits for as long as no broker answers.
+
+        Raises:
+            AccessRefused: the credentials, the virtual host or a permission were refused.
+            TopologyMismatch: something exists with other arguments.
+        """
+
+    async def pause(self) -> None:
+        """Take no new messages; those delivered stay ours."""
+
+    async def resume(self) -> None:
+        """Take messages again."""
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledge finished messages, in as few frames as are true."""
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Give messages back; not an attempt."""
+
+    async def retry(self, delivery: Delivery, later: RetryLater) -> None:
+        """See that the message comes back after its delay, then settle this delivery.
+
+        Waits until the broker has taken responsibility, for as long as it takes: the original stays ours meanwhile.
+        """
+
+    async def dead_letter(self, delivery: Delivery, cause: Cause) -> None:
+        """Keep the message in the dead-letter queue, then settle this delivery. Waits as ``retry`` does."""
+
+    async def close(self) -> None:
+        """Flush what was settled and close in order. Harmless when nothing was started."""

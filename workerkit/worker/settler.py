@@ -1,0 +1,124 @@
+"""From what the task said to what the broker is told, and one log line about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from workerkit.properties import decode
+from workerkit.retry import RetryPolicy, decide
+from workerkit.settlement import Acknowledge, Cause, DeadLetter, Outcome, Release, RetryLater
+from workerkit.worker.ports import Broker, Delivery
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+
+class Settler:
+    """Settles deliveries: acknowledgements in batches, retries and dead letters as publishes that must be confirmed.
+
+    Args:
+        broker: settles on the wire.
+        log: one line per settled message goes here, bodies never.
+        changed: called when something that was under way is done.
+    """
+
+    def __init__(self, broker: Broker, log: FilteringBoundLogger, changed: Callable[[], None]) -> None:
+        self._broker = broker
+        self._log = log
+        self._log_each = log.is_enabled_for(20)
+        self._changed = changed
+        self._finished: list[Delivery] = []
+        self._publishing: set[asyncio.Task[None]] = set()
+        self.policy = RetryPolicy()
+
+    @property
+    def busy(self) -> bool:
+        """Whether retries or dead letters still wait for the broker's confirmation."""
+        return bool(self._publishing)
+
+    def settle(self, delivery: Delivery, outcome: Outcome, duration_ns: int) -> None:
+        """Decide what an outcome means for this attempt and see to it. Acknowledgements wait for ``flush``."""
+        settlement = decide(outcome, delivery.attempt, self.policy)
+        match settlement:
+            case Acknowledge():
+                self._finished.append(delivery)
+                if self._log_each:
+                    self._write("info", "acked", delivery, duration_ns)
+            case Release():
+                self.release([delivery])
+                self._write("info", "released", delivery, duration_ns)
+            case RetryLater() | DeadLetter():
+                task = asyncio.create_task(self._publish(delivery, settlement, outcome.cause, duration_ns))
+                self._publishing.add(task)
+                task.add_done_callback(self._done)
+
+    def flush(self) -> None:
+        """Acknowledge what finished since the last time, in as few frames as are true."""
+        if self._finished:
+            finished, self._finished = self._finished, []
+            self._broker.ack(finished)
+
+    def release(self, deliveries: list[Delivery]) -> None:
+        """Give messages back that were not started, or that the task released."""
+        if deliveries:
+            self._broker.release(deliveries)
+
+    def abandon(self) -> None:
+        """Stop waiting for confirmations: the adapter hands the originals back, so nothing is lost."""
+        for task in self._publishing:
+            task.cancel()
+
+    async def _publish(
+        self, delivery: Delivery, settlement: RetryLater | DeadLetter, cause: Cause | None, duration_ns: int
+    ) -> None:
+        about: dict[str, Any] = {}
+        if cause is not None:
+            about = {"reason": cause.reason.value, "cause": cause.message}
+            if cause.exception:
+                about["exc_type"] = cause.exception
+            if cause.traceback:
+                about["stack"] = cause.traceback
+        if isinstance(settlement, RetryLater):
+            await self._broker.retry(delivery, settlement)
+            self._write("warning", "retried", delivery, duration_ns, delay=settlement.delay, **about)
+        else:
+            await self._broker.dead_letter(delivery, settlement.cause)
+            self._write("error", "dead-lettered", delivery, duration_ns, **about)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._publishing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._log.critical("settle.failed", exc_info=task.exception())
+        self._changed()
+
+    def _write(self, level: str, outcome: str, delivery: Delivery, duration_ns: int, **about: Any) -> None:
+        getattr(self._log, level)(
+            "message.settled",
+            outcome=outcome,
+            **describe(delivery),
+            duration_ms=round(duration_ns / 1e6, 3),
+            **about,
+        )
+
+
+def describe(delivery: Delivery | None) -> dict[str, Any]:
+    """The keys by which a log line names a message."""
+    if delivery is None:
+        return {}
+    about: dict[str, Any] = {
+        "queue": delivery.queue,
+        "delivery_tag": delivery.tag,
+        "attempt": delivery.attempt,
+        "redelivered": delivery.redelivered,
+    }
+    try:
+        properties = decode(delivery.raw_properties)
+    except ValueError:
+        return about  # the publisher's fault, and no reason to lose the line
+    if properties.message_id is not None:
+        about["message_id"] = properties.message_id
+    if properties.correlation_id is not None:
+        about["correlation_id"] = properties.correlation_id
+    return about
