@@ -35,13 +35,12 @@ build() {
     eval "$(apt-config shell proxy Acquire::http::Proxy)"
     # In a mount namespace of its own, what debootstrap mounts goes away with it, even if it is killed.
     http_proxy=${http_proxy:-$proxy} timeout 900 unshare --mount \
-        debootstrap --variant=minbase --include=rabbitmq-server "$suite" "$partial" "$mirror" "$script"
+        debootstrap --variant=minbase --include=rabbitmq-server "$suite" "$partial" "$mirror" "$script" || return
     rm -f "$partial"/var/cache/apt/archives/*.deb
 }
 
 main() {
     local mirror
-    if [ "$(id -u)" -ne 0 ]; then skip "only root can build it and start it"; fi
     mirror=$(debian_mirror)
     if [ -z "$mirror" ]; then skip "apt has no Debian mirror configured here"; fi
     if ! command -v debootstrap >/dev/null; then
@@ -50,15 +49,16 @@ main() {
     echo "rabbitmq-next: building Debian $suite with its RabbitMQ in $folder (about a minute)" >&2
     # What an interrupted run left. Without --one-file-system this could walk into something mounted there.
     rm -rf --one-file-system "$partial"
-    if ! build "$mirror" >"$log" 2>&1; then
+    if ! build "$mirror" >"$log" 2>&1 9>&-; then # without the lock, in case a package leaves a process running
         tail -n 5 "$log" | sed 's/^/  /' >&2
         skip "debootstrap failed, see $log"
     fi
     mv "$partial" "$folder" # a folder of this name is complete
 }
 
+if [ "$(id -u)" -ne 0 ]; then skip "only root can build it and start it"; fi
 mkdir -p "$cache" || skip "$cache cannot be made"
-exec 9>"$cache/$suite.lock" || skip "$cache cannot be written to"
+exec 9>"$cache/$suite.lock"
 flock 9 # one build at a time
 if [ ! -d "$folder" ]; then main; fi
 echo "$folder"

@@ -1,0 +1,65 @@
+"""What all tests share: real RabbitMQ nodes, queue names, and the rule that nothing is left running."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workerkit.testing.rabbitmq import PrivateRabbitmq, RabbitmqMissing
+
+NEXT_SUITE = "forky"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Set up before, and so taken down after, every other session fixture."""
+    yield
+    _, left = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
+    described = [f"{process.pid} {' '.join(process.cmdline())}" for process in left if process.is_running()]
+    for process in left:
+        process.kill()
+    assert not described, f"processes that the tests started are still there: {described}"
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[PrivateRabbitmq]:
+    """A node of this machine's RabbitMQ, shared by all tests. A test that kills or configures a node starts its own."""
+    with _node_or_skip() as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_next() -> Iterator[PrivateRabbitmq]:
+    """A node of a newer RabbitMQ (4.3), shared likewise. Optional everywhere, as it takes root and a download."""
+    chroot = Path(os.environ.get("WORKERKIT_CACHE", "/var/tmp/workerkit")) / NEXT_SUITE
+    if not chroot.is_dir():
+        pytest.skip(f"there is no newer RabbitMQ in {chroot}; scripts/rabbitmq-next.sh makes it, or says why it cannot")
+    if os.geteuid() != 0:
+        pytest.skip(f"only root can start the newer RabbitMQ in {chroot}")
+    with PrivateRabbitmq(chroot=chroot) as node:
+        yield node
+
+
+@pytest.fixture
+def queue_name(request: pytest.FixtureRequest) -> str:
+    """A name that no other test uses, and that says in RabbitMQ's log which test used it."""
+    return f"{request.node.name[:100]}-{secrets.token_hex(4)}"
+
+
+@contextmanager
+def _node_or_skip() -> Iterator[PrivateRabbitmq]:
+    """A started node. Without RabbitMQ on the machine: skip for a developer, fail in CI, where it would go unseen."""
+    node = PrivateRabbitmq()
+    try:
+        node.start()
+        yield node
+    except RabbitmqMissing as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+    finally:
+        node.stop()

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.errors import ConfigurationError, ExitCode, WorkerkitError
-from workerkit.settings import LoadedSettings, redact_text
+from workerkit.settings import LoadedSettings, Size, redact_text
 from workerkit.worker import logs
 from workerkit.worker.child import Events, Executor, InlineExecutor, ProcessExecutor
 from workerkit.worker.consumer import Consumer, Options
@@ -41,14 +43,14 @@ def worker_spec(loaded: LoadedSettings, name: str, *, inline: bool = False) -> S
         raise ConfigurationError(f"there is no worker {name!r} in {loaded.path}; it has {', '.join(known) or 'none'}")
     worker = known[name]
     written = loaded.explicit_worker_keys(name)
-    config: dict[str, Any] = {
-        key: value
+    config = {
+        key: _plain(value)
         for key, value in written.items()
         if key not in ("task", "instances", "environment", "retry") and value is not None
     }
     if worker.retry is not None:
         config["retry"] = {
-            key: getattr(worker.retry, key)
+            key: _plain(getattr(worker.retry, key))
             for key in ("max_attempts", "delays")
             if loaded.origins.get(f"workers.{name}.retry.{key}", "default") != "default"
         }
@@ -61,6 +63,11 @@ def worker_spec(loaded: LoadedSettings, name: str, *, inline: bool = False) -> S
         config=config,
         inline=inline,
     )
+
+
+def _plain(value: Any) -> Any:
+    """Durations and sizes as the numbers they are: the link carries plain JSON."""
+    return msgspec.to_builtins(value, enc_hook=lambda item: int(item) if isinstance(item, Size) else float(item))
 
 
 def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: bool) -> int:

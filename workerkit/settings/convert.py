@@ -13,7 +13,6 @@ import msgspec
 
 from workerkit.settings.model import Duration, Settings, Size
 from workerkit.settings.reflect import (
-    accepts_none,
     alternatives,
     bare,
     container,
@@ -55,8 +54,6 @@ def _struct(tree: ConfigTree, tp: type[Section], values: dict[str, object], path
 
 
 def _value(tree: ConfigTree, tp: Any, value: object, path: KeyPath) -> object:
-    if value is BROKEN or (value is None and accepts_none(tp)):
-        return value
     for member in alternatives(tp):
         if is_struct(member) and isinstance(value, dict):
             return _struct(tree, member, value, path)
@@ -70,14 +67,13 @@ def _value(tree: ConfigTree, tp: Any, value: object, path: KeyPath) -> object:
 
 def _list(tree: ConfigTree, tp: Any, values: list[object], path: KeyPath) -> object:
     items = [_value(tree, item_type(tp), item, (*path, index)) for index, item in enumerate(values)]
-    if any(item is BROKEN for item in items):
-        return BROKEN  # the others would move up: the delay of another attempt, another binding
     return _checked(tree, tp, items, path)
 
 
 def _checked(tree: ConfigTree, tp: Any, value: object, path: KeyPath) -> object:
     if _holds_broken(value):
-        return BROKEN  # inside a free-form value; reported when it was read
+        # Reported already. One broken item breaks its list: the others would move up to places not theirs.
+        return BROKEN
     try:
         if isinstance(value, str):
             value.encode()  # the environment may hand over bytes that are not UTF-8

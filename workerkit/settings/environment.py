@@ -17,7 +17,6 @@ PREFIX: Final = "WORKERKIT_"
 FALLBACK_URLS: Final = ("RABBITMQ_URL", "AMQP_URL", "CLOUDAMQP_URL")
 """What platforms and add-ons set; used when no broker URL is configured."""
 
-_RESERVED: Final = frozenset({"WORKERKIT_INSTANCE", "WORKERKIT_CONFIG", "WORKERKIT_WORKER"})
 _SECTIONS: Final = tuple(field.name.upper() for field in fields(Settings))
 _FILE: Final = "_FILE"
 
@@ -56,7 +55,8 @@ def apply_environment(tree: ConfigTree, environ: Mapping[str, str]) -> None:
 
 
 def _is_override(name: str) -> bool:
-    if not name.startswith(PREFIX) or name in _RESERVED:
+    """Whether ``name`` means a setting. Others under the prefix (``WORKERKIT_INSTANCE``) have other uses."""
+    if not name.startswith(PREFIX):
         return False
     rest = name.removeprefix(PREFIX).upper()
     # One underscore where two belong (WORKERKIT_BROKER_URL) must not be ignored in silence.

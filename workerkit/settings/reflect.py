@@ -57,10 +57,6 @@ def item_type(tp: Any) -> Any:
     return arguments[1] if container(tp) is dict else arguments[0]
 
 
-def accepts_none(tp: Any) -> bool:
-    return NoneType in alternatives(tp)
-
-
 def describe(tp: Any) -> str:
     """What may stand where ``tp`` is declared, in the operator's words."""
     return " or ".join(_describe_one(member) for member in alternatives(tp) if member is not NoneType)

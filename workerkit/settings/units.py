@@ -65,9 +65,8 @@ def format_duration(seconds: float) -> str:
     if seconds == 0:
         return "0s"
     for unit, length in SECONDS.items():
-        count = seconds // length
-        if count * length == seconds:  # not `seconds % length`: the same rounding as when it is parsed
-            return f"{int(count)}{unit}"
+        if seconds % length == 0:
+            return f"{int(seconds // length)}{unit}"
     milliseconds = round(seconds * 1000)
     if milliseconds / 1000 == seconds:
         return f"{milliseconds}ms"

@@ -67,7 +67,10 @@ def read_yaml(path: Path, environ: Mapping[str, str]) -> ConfigTree:
         return tree  # an empty file: every key has its default
     if not isinstance(node, yaml.MappingNode):
         raise ConfigurationError(f"{origin(node)}: the file must hold a mapping, like `workers:` and keys below it")
-    tree.data = builder.mapping(node, (), depth=1)
+    tree.root = origin(node)
+    data = builder.value(node, (), depth=1)
+    if isinstance(data, dict):  # else its tag has been reported
+        tree.data = data
     return tree
 
 
@@ -132,7 +135,7 @@ def _read_text(path: Path) -> str:
     if len(raw) > MAX_BYTES:
         raise ConfigurationError(f"{path}: the file is larger than 1 MiB: this cannot be a workerkit configuration")
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigurationError(f"{path}:{line}: the file is not UTF-8: save it as UTF-8") from None
@@ -195,7 +198,10 @@ def _plain(text: str) -> object:
 
 
 def _scalar(node: yaml.ScalarNode) -> object:
-    value = _CONSTRUCT[node.tag](node)
+    try:
+        value = _CONSTRUCT[node.tag](node)
+    except (ValueError, KeyError, IndexError):  # PyYAML's, for `!!int x`, `!!bool x`, `!!int ""`, and 5,000 digits
+        raise ValueError(f"cannot be read as YAML's !!{node.tag.removeprefix(_TAG)}: put it in quotes") from None
     if isinstance(value, int | float) and not isinstance(value, bool) and _SURPRISING_NUMBER.fullmatch(node.value):
         # `010` is 8 and `1:30` is 90 in YAML 1.1: nobody means that.
         raise ValueError(f"YAML reads this as {value}: write {value}, or put it in quotes if it is text")
@@ -218,7 +224,7 @@ class _Builder:
 
     def value(self, node: yaml.Node, path: KeyPath, depth: int) -> object:
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
-            return self.mapping(node, path, depth)
+            return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return self._sequence(node, path, depth)
         self._count(node, path, depth)
@@ -228,7 +234,7 @@ class _Builder:
         self._tree.report(path, f"the tag {tag} is not allowed: write a plain value, in quotes if it begins with `!`")
         return BROKEN
 
-    def mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, object]:
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, object]:
         values: dict[str, object] = {}
         for key, (key_node, value_node) in self._entries(node, path, depth).items():
             self._tree.origins[(*path, key)] = self._origin(key_node)

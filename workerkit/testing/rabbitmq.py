@@ -66,7 +66,7 @@ _CHROOT_SCRIPT: Final = """
 # node ends.
 _WARDEN_SCRIPT: Final = """
     while read -r line; do groups=$line; done
-    if [ -n "$groups" ]; then kill -KILL -- $groups; fi
+    if [ -n "$groups" ]; then kill -s KILL -- $groups; fi
     rm -rf -- "$1" || { sleep 1; rm -rf -- "$1"; }
 """
 
@@ -123,6 +123,11 @@ class PrivateRabbitmq:
     def port(self) -> int:
         """The AMQP port on 127.0.0.1."""
         return self._port
+
+    @property
+    def chroot(self) -> Path | None:
+        """The system whose RabbitMQ this is; None for the machine's own."""
+        return self._chroot
 
     @property
     def pid(self) -> int:
@@ -427,7 +432,7 @@ def _shake_hands(port: int) -> str:
     Raises:
         OSError: nobody listens, or the answer is not whole.
     """
-    with socket.create_connection((_LOOPBACK, port), timeout=5) as connection:
+    with socket.create_connection((_LOOPBACK, port), timeout=2) as connection:
         connection.sendall(b"AMQP\x00\x00\x09\x01")
         with connection.makefile("rb") as answer:
             frame_header = answer.read(7)  # type, channel, size

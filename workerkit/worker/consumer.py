@@ -66,7 +66,7 @@ class Consumer:
         self._log = log
         self._started = time.monotonic()
         self._changed = asyncio.Event()
-        self._settler = Settler(broker, log, self._changed.set)
+        self._settler = Settler(broker, log, self._changed.set, self._fail)
         self._keeper = Keeper(spec, start_executor, self._settler, self, log)
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._limit_left = options.limit
@@ -192,7 +192,19 @@ class Consumer:
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """An error of ours: end, so that the broker has everything back and Supervisor starts a sound worker."""
+        self._log.critical("worker.failed", cause="an error inside workerkit", exc_info=error)
+        self.exit_code = ExitCode.INTERNAL
+        self.stop("an error inside workerkit")
 
     # ---- from the broker
 

@@ -43,7 +43,8 @@ The executor stores "I run it" before it loads "is it void"; a store is visible 
 """
 RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the next start after so many executors in a row that did not get ready."""
-_CLOCK_INTERVAL = 5.0
+_LONGEST_TICK = 5.0
+"""Seconds between looks at the page, at most, while there is something to do."""
 
 
 class Owner(Protocol):
@@ -248,7 +249,7 @@ class Keeper:
         if deliveries:
             self._executor.send(b"".join(frame(Kind.DELIVER, pack_delivery(d.seq, d)) for d in deliveries))
         if self._clock is None and self._inflight:
-            self._set_clock(self.callback_timeout or _CLOCK_INTERVAL)
+            self._set_clock(self._tick)
 
     def _take_unstarted(self) -> list[Delivery]:
         # Which one runs is read before the link is drained: what it finished earlier is then among the frames.
@@ -364,6 +365,11 @@ class Keeper:
 
     # ---- the clock
 
+    @property
+    def _tick(self) -> float:
+        """No longer than the limit: then a look sees each callback before its time is up, and the next is in time."""
+        return min(self.callback_timeout or _LONGEST_TICK, _LONGEST_TICK)
+
     def _set_clock(self, delay: float) -> None:
         self._clock = self._loop.call_later(delay, self._check_time)
 
@@ -375,13 +381,13 @@ class Keeper:
         running = self._executor.page.running()
         if running is None:
             if self._inflight:
-                self._set_clock(_CLOCK_INTERVAL)
+                self._set_clock(self._tick)
             return
         _, phase, started_ns = running
         limit = SHUTDOWN_TIMEOUT if phase is Phase.SHUTDOWN else self.callback_timeout
-        left = _CLOCK_INTERVAL if limit is None else started_ns / 1e9 + limit - time.monotonic()
+        left = _LONGEST_TICK if limit is None else started_ns / 1e9 + limit - time.monotonic()
         if left > 0 or limit is None:
-            self._set_clock(min(left, _CLOCK_INTERVAL))
+            self._set_clock(min(left, self._tick))
         else:
             self._ender = self._loop.create_task(self._time_out(self._executor, running, limit))
 
@@ -390,7 +396,7 @@ class Keeper:
         if self._executor is not executor:
             return
         if executor.page.running() != running:  # it came to an end after all
-            self._set_clock(_CLOCK_INTERVAL)
+            self._set_clock(self._tick)
             return
         seq, phase, _ = running
         what = "shutdown()" if phase is Phase.SHUTDOWN else "the callback"

@@ -22,13 +22,21 @@ class Settler:
         broker: settles on the wire.
         log: one line per settled message goes here, bodies never.
         changed: called when something that was under way is done.
+        failed: called when an error of ours left a message unsettled; only a restart hands it back.
     """
 
-    def __init__(self, broker: Broker, log: FilteringBoundLogger, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        log: FilteringBoundLogger,
+        changed: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
         self._broker = broker
         self._log = log
         self._log_each = log.is_enabled_for(20)
         self._changed = changed
+        self._failed = failed
         self._finished: list[Delivery] = []
         self._publishing: set[asyncio.Task[None]] = set()
         self.policy = RetryPolicy()
@@ -89,8 +97,9 @@ class Settler:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._publishing.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._log.critical("settle.failed", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)
         self._changed()
 
     def _write(self, level: str, outcome: str, delivery: Delivery, duration_ns: int, **about: Any) -> None:

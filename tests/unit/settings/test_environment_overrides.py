@@ -112,9 +112,9 @@ def test_a_secret_file_that_cannot_be_used_is_an_error_that_shows_no_secret(prob
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("WORKERKIT_BROKER__ULR", "WORKERKIT_BROKER__URL, for `broker.url`?)"),
-        ("WORKERKIT_BROKER_URL", "WORKERKIT_BROKER__URL, for `broker.url`?)"),
-        (f"{WORKER}__TTTL", f"{WORKER}__TTL, for `workers.thumb-nail.v2.ttl`?)"),
+        ("WORKERKIT_BROKER__ULR", "(did you mean WORKERKIT_BROKER__URL, for `broker.url`?)"),
+        ("WORKERKIT_BROKER_URL", "(did you mean WORKERKIT_BROKER__URL, for `broker.url`?)"),
+        (f"{WORKER}__TTTL", f"(did you mean {WORKER}__TTL, for `workers.thumb-nail.v2.ttl`?)"),
         ("WORKERKIT_BROKER", "sets nothing that the configuration has"),
         ("WORKERKIT_FOO__BAR", "sets nothing that the configuration has: unset it"),
         ("WORKERKIT_WORKERS__OTHER__TASK", "sets nothing that the configuration has"),
@@ -131,7 +131,8 @@ def test_a_variable_that_sets_nothing_is_an_error_with_the_nearest_key(problems,
 
 def test_other_variables_are_left_alone(load_text):
     """Reserved names, and names that look like nothing of the configuration, are not ours to refuse."""
-    environ = {"WORKERKIT_INSTANCE": "00", "WORKERKIT_CONFIG": "x", "WORKERKIT_WORKER": "y", "WORKERKIT_FOO": "z"}
+    environ = {"WORKERKIT_INSTANCE": "00", "WORKERKIT_CONFIG": "x", "WORKERKIT_WORKER": "y"}
+    environ |= {"WORKERKIT_FOO": "z", "BROKER__URL": "amqp://other", "OTHER__THING": "x"}
     assert load_text(YAML, environ).settings == load_text(YAML, {}).settings
 
 
@@ -149,6 +150,24 @@ def test_a_bad_value_is_reported_with_its_variable(problems):
         "INSTANCES: workers.thumb-nail.v2.instances: YAML reads this as 8: write 8, or put it in quotes if it is text",
         "RETRY__DELAYS: workers.thumb-nail.v2.retry.delays: not valid YAML: did not find expected ',' or ']'",
         "TTL: workers.thumb-nail.v2.ttl: '5x' is not a duration: write a number and a unit (ms, s, m, h, d), like 30s",
+    ]
+
+
+def test_the_items_of_an_overriding_list_have_its_origin(problems):
+    """Not the lines of the items that they replace."""
+    yaml = "workers:\n  a:\n    task: a:B\n    retry: {delays: [1s, 2s]}\n"
+    name = "WORKERKIT_WORKERS__A__RETRY__DELAYS"
+    assert problems(yaml, {name: "[1s, 2x]"}) == [
+        (
+            f"environment {name}: workers.a.retry.delays[1]: "
+            "'2x' is not a duration: write a number and a unit (ms, s, m, h, d), like 30s"
+        )
+    ]
+    assert problems(yaml, {name: "[010, 2s]"}) == [
+        (
+            f"environment {name}: workers.a.retry.delays[0]: "
+            "YAML reads this as 8: write 8, or put it in quotes if it is text"
+        )
     ]
 
 

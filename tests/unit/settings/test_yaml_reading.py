@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from workerkit.settings import yamltree
 from workerkit.settings.yamltree import MAX_BYTES, expand
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
+LONG_LIST_BOMB = f"a: &a [{'x, ' * 2000}]\nb: [{'*a, ' * 100}]\n"
 MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
     f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n"
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -28,6 +31,9 @@ MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
         ("logging:\n  level: !!python/name:os.system\n", "2: logging.level: the tag !!python/name:os.system is not"),
         ("logging:\n  level: !canary x\n", "2: logging.level: the tag with one `!` is not allowed"),
         ("logging:\n  level: !!binary aGk=\n", "2: logging.level: the tag !!binary is not allowed"),
+        ("logging: !!set {level}\n", "1: logging: the tag !!set is not allowed"),
+        ("--- !!python/object:os.system\nlogging: {}\n", "1: the tag !!python/object:os.system is not allowed"),
+        ("workers:\n  ? !!str [a]\n  : b\n", "2: workers: a key must be text: put it in quotes"),
         ("logging: {}\n---\nbroker: {}\n", "2: a second document begins here: keep one, without `---`"),
         ("- a\n", "1: the file must hold a mapping"),
         ("hello\n", "1: the file must hold a mapping"),
@@ -38,12 +44,15 @@ MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
         ("a: &a {<<: *a}\n", "1: nested more than 50 levels deep"),
         ("a: 1\nb:\n  <<: 5\n", "3: b: `<<` must name a mapping"),
         (BOMB, ": stands for more than 50000 values"),
+        (LONG_LIST_BOMB, ": stands for more than 50000 values"),
         (MERGE_BOMB, ": stands for more than 50000 values"),
         ("workers:\n  a: {task: ${TASK}}\n", "2: not valid YAML: "),
         ("workers:\n  a: {task: a:B, instances: 010}\n", "2: workers.a.instances: YAML reads this as 8"),
         ("workers:\n  a: {task: a:B, ttl: 1:30}\n", "2: workers.a.ttl: YAML reads this as 90"),
-        (f"workers:\n  a: {{task: a:B, instances: {'9' * 5000}}}\n", "2: workers.a.instances: "),
-        ("workers:\n  a: {task: a:B, instances: !!int x}\n", "2: workers.a.instances: "),
+        (f"workers:\n  a: {{task: a:B, instances: {'9' * 5000}}}\n", "cannot be read as YAML's !!int"),
+        ("workers:\n  a: {task: a:B, instances: !!int canary}\n", "cannot be read as YAML's !!int: put"),
+        ("workers:\n  a: {task: a:B, instances: !!int ''}\n", "2: workers.a.instances: cannot be read as YAML's !!int"),
+        ("workers:\n  a: {task: a:B, auto_ack: !!bool x}\n", "2: workers.a.auto_ack: cannot be read as YAML's !!bool"),
     ],
 )
 def test_yaml_that_a_configuration_must_not_hold_is_refused_with_its_line(problems, text, problem):
@@ -51,6 +60,20 @@ def test_yaml_that_a_configuration_must_not_hold_is_refused_with_its_line(proble
     found = problems(text)
     assert any(problem in line for line in found), found
     assert not any("canary" in line for line in found)
+
+
+def test_the_loader_without_libyaml_finds_the_same(problems, load_text, monkeypatch):
+    """PyYAML may have been built without its C part: same values, same refusals, and still no names from the file."""
+    monkeypatch.setattr(yamltree, "_Loader", yaml.SafeLoader)
+    assert load_text("logging: {level: '${L:-debug}'}").settings.logging.level == "debug"
+    assert problems("a: *canary\n") == [
+        "1: not valid YAML: found undefined alias: put a value that begins with `*` in quotes"
+    ]
+    assert problems("a: " + "[" * 1000) == [
+        "1: nested more than 50 levels deep: this cannot be a workerkit configuration"
+    ]
+    assert problems("logging:\n  level: a\x01b\n") == ["2: not valid YAML: control characters are not allowed"]
+    assert problems("broker:\n\theartbeat: 5s\n")[0].endswith("indent with spaces, a tab is not allowed here")
 
 
 def test_brackets_nested_a_hundred_thousand_deep_are_an_error_and_not_a_crash(problems):

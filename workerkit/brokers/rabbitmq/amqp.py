@@ -33,6 +33,7 @@ class RawProperties:
     """Properties that are encoded already, in the shape pika's content header wants them."""
 
     __slots__ = ("_raw",)
+    INDEX = pika.spec.BasicProperties.INDEX
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
