@@ -33,8 +33,8 @@ build() {
     local mirror=$1 script=/usr/share/debootstrap/scripts/$suite proxy=
     if [ ! -e "$script" ]; then script=${script%/*}/sid; fi # debootstrap is older than the suite
     eval "$(apt-config shell proxy Acquire::http::Proxy)"
-    # In a mount namespace of its own, what debootstrap mounts goes away with it, even if it is killed.
-    http_proxy=${http_proxy:-$proxy} timeout 900 unshare --mount \
+    # In namespaces of its own, what debootstrap mounts and starts goes away with it, even if it is killed.
+    http_proxy=${http_proxy:-$proxy} timeout 900 unshare --mount --pid --fork --kill-child --mount-proc \
         debootstrap --variant=minbase --include=rabbitmq-server "$suite" "$partial" "$mirror" "$script" || return
     rm -f "$partial"/var/cache/apt/archives/*.deb
 }
@@ -48,17 +48,18 @@ main() {
     fi
     echo "rabbitmq-next: building Debian $suite with its RabbitMQ in $folder (about a minute)" >&2
     # What an interrupted run left. Without --one-file-system this could walk into something mounted there.
-    rm -rf --one-file-system "$partial"
-    if ! build "$mirror" >"$log" 2>&1 9>&-; then # without the lock, in case a package leaves a process running
+    rm -rf --one-file-system "$partial" || skip "$partial cannot be removed"
+    if ! build "$mirror" >"$log" 2>&1; then
         tail -n 5 "$log" | sed 's/^/  /' >&2
         skip "debootstrap failed, see $log"
     fi
-    mv "$partial" "$folder" # a folder of this name is complete
+    mv "$partial" "$folder" || skip "$folder cannot be made" # a folder of this name is complete
 }
 
 if [ "$(id -u)" -ne 0 ]; then skip "only root can build it and start it"; fi
 mkdir -p "$cache" || skip "$cache cannot be made"
+# One build at a time. debootstrap inherits the lock, so one that outlives its script, which was killed, is waited for.
 exec 9>"$cache/$suite.lock"
-flock 9 # one build at a time
+flock --wait 900 9 || skip "another run is still building it"
 if [ ! -d "$folder" ]; then main; fi
 echo "$folder"

@@ -48,7 +48,7 @@ main() {
         "$python" -m venv --clear .venv
     fi
     echo "setup: installing workerkit and its development tools into .venv"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
     echo "$wanted" >"$stamp" # last: an interrupted setup starts again
 }
 

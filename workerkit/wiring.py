@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STOP_MARGIN = 2.0
 """Seconds by which a worker's own deadline is shorter than Supervisor's ``stopwaitsecs``, to hand back and close."""
 
+_NULLABLE = ("ttl", "callback_timeout", "memory_limit")
+"""Settings that an operator can switch off with ``null``, whatever the class says."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -46,7 +48,7 @@ def worker_spec(loaded: LoadedSettings, name: str, *, inline: bool = False) -> S
     config = {
         key: _plain(value)
         for key, value in written.items()
-        if key not in ("task", "instances", "environment", "retry") and value is not None
+        if key not in ("task", "instances", "environment", "retry") and (value is not None or key in _NULLABLE)
     }
     if worker.retry is not None:
         config["retry"] = {

@@ -92,11 +92,16 @@ def load_class(spec: Spec) -> type[WorkerTask]:
         raise TaskLoadError(f"{where}: {module.__file__} has no {class_name!r}{hint}")
     if not _is_task(found):
         raise TaskLoadError(f"{where}: {class_name} is not a subclass of workerkit.WorkerTask")
-    if found.callback is WorkerTask.callback:
-        raise TaskLoadError(f"{where}: {class_name} does not implement callback(self, message)")
-    if inspect.iscoroutinefunction(found.callback):
-        raise TaskLoadError(f"{where}: {class_name}.callback is a coroutine; write `def callback(self, message)`")
+    check_class(found, where)
     return found  # type: ignore[no-any-return]
+
+
+def check_class(cls: type[WorkerTask], where: str) -> None:
+    """See that a task can be called. Raises TaskLoadError, whose text starts with ``where``."""
+    if cls.callback is WorkerTask.callback:
+        raise TaskLoadError(f"{where}: {cls.__name__} does not implement callback(self, message)")
+    if inspect.iscoroutinefunction(cls.callback):
+        raise TaskLoadError(f"{where}: {cls.__name__}.callback is a coroutine; write `def callback(self, message)`")
 
 
 def prepare(spec: Spec, cls: type[WorkerTask], pid: int) -> tuple[WorkerTask, Resolved]:

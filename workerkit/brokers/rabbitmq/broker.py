@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import pika.exceptions
 
 from workerkit.brokers.backoff import Backoff
-from workerkit.brokers.rabbitmq import copies
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.declare import check, declare
 from workerkit.brokers.rabbitmq.errors import address
@@ -23,6 +22,7 @@ from workerkit.errors import AccessRefused, BrokerError, ConfigurationError, Con
 from workerkit.settings.model import BrokerSettings, ExchangeSettings, QueueSettings
 from workerkit.settlement import Cause, RetryLater
 from workerkit.topology import Queue, dead_queue_name, derive, explicit_retry_queue, retry_queue
+from workerkit.worker import copies
 from workerkit.worker.ports import BrokerEvents, Delivery, Subscription
 
 if TYPE_CHECKING:

@@ -1,0 +1,5 @@
+"""The fault tests use the same fixtures as the integration tests."""
+
+from integration.conftest import project, queue, rabbit
+
+__all__ = ["project", "queue", "rabbit"]

@@ -1,0 +1,63 @@
+"""A direct look at the broker, through pika and past workerkit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Self
+
+import pika
+
+
+class Rabbit:
+    """A blocking connection with confirms, for publishing to and looking at queues."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        self._channel = self._connection.channel()
+        self._channel.confirm_delivery()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def publish(self, queue: str, *bodies: Any, exchange: str = "", **properties: Any) -> None:
+        """Publish JSON bodies (bytes go as they are), persistent and confirmed, each with its text as message id."""
+        for body in bodies:
+            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+            given = {"message_id": raw.decode("utf-8", "replace")[:200], "delivery_mode": 2, **properties}
+            self._channel.basic_publish(exchange, queue, raw, pika.BasicProperties(**given), mandatory=True)
+
+    def declare(self, queue: str, **arguments: Any) -> None:
+        given = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
+        self._channel.queue_declare(queue, durable=True, arguments=given)
+
+    def delete(self, *queues: str) -> None:
+        for queue in queues:
+            self._channel.queue_delete(queue)
+
+    def ready(self, queue: str) -> int:
+        return int(self._channel.queue_declare(queue, passive=True).method.message_count)
+
+    def consumers(self, queue: str) -> int:
+        return int(self._channel.queue_declare(queue, passive=True).method.consumer_count)
+
+    def take_all(self, queue: str) -> list[tuple[bytes, pika.BasicProperties]]:
+        """Take every ready message."""
+        taken = []
+        while True:
+            method, properties, body = self._channel.basic_get(queue, auto_ack=True)
+            if method is None:
+                return taken
+            taken.append((body, properties))
+
+    def dead(self, queue: str) -> list[tuple[Any, dict[str, Any]]]:
+        """Take the dead letters of a queue: bodies and headers."""
+        return [(json.loads(body), properties.headers) for body, properties in self.take_all(f"{queue}.dead")]
+
+
+def ids(count: int, prefix: str = "m") -> Iterable[str]:
+    """Message bodies m0000, m0001, …"""
+    return (f"{prefix}{number:05d}" for number in range(count))
