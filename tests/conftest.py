@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -16,13 +16,17 @@ NEXT_SUITE = "forky"
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    """Set up before, and so taken down after, every other session fixture."""
+    """Set up before, and so taken down after, every other session fixture. Ends what it finds, and complains."""
     yield
     _, left = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
-    described = [f"{process.pid} {' '.join(process.cmdline())}" for process in left if process.is_running()]
+    found = []
     for process in left:
-        process.kill()
-    assert not described, f"processes that the tests started are still there: {described}"
+        with suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline())
+            if "multiprocessing.resource_tracker" not in command:  # Python's own; it ends with this process
+                found.append(f"{process.pid}: {command}")
+                process.kill()
+    assert not found, f"processes that the tests started are still there: {found}"
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from workerkit.settlement import check_delay
+
 
 class ExitCode(IntEnum):
     """What a workerkit process ends with; Supervisor's ``exitcodes`` is generated from these."""
@@ -153,12 +155,12 @@ class RetryMessage(Exception):
         delay: seconds until the next attempt; None takes it from the retry policy.
 
     Raises:
-        ValueError: the delay is not a positive number.
+        ValueError: the delay is negative or more than 49 days.
     """
 
     def __init__(self, delay: float | None = None) -> None:
-        if delay is not None and not 0 < delay < float("inf"):
-            raise ValueError(f"a retry delay is a number of seconds greater than 0, not {delay!r}")
+        if delay is not None:
+            check_delay(delay)
         super().__init__("retry" if delay is None else f"retry in {delay:g} s")
         self.delay = delay
 

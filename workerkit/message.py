@@ -8,7 +8,7 @@ from typing import Any
 
 from workerkit.errors import AlreadySettled
 from workerkit.properties import Properties, decode, decode_headers
-from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason, Verb
+from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason, Verb, check_delay
 
 ATTEMPT_HEADER = "workerkit-attempt"
 EXCHANGE_HEADER = "workerkit-exchange"
@@ -159,10 +159,10 @@ class MessageAdapter:
         """As ``nack``, coming back after ``delay`` seconds; None takes the delay from the retry policy.
 
         Raises:
-            ValueError: the delay is not a positive number.
+            ValueError: the delay is negative or more than 49 days.
         """
-        if delay is not None and not 0 < delay < float("inf"):
-            raise ValueError(f"a retry delay is a number of seconds greater than 0, not {delay!r}")
+        if delay is not None:
+            check_delay(delay)
         cause = self._blame or Cause(Reason.REJECTED, "retry() was called")
         self.settle(Outcome(Verb.RETRY, delay=delay, cause=cause))
 

@@ -140,7 +140,7 @@ def encode(properties: Properties) -> bytes:
                 pieces.append(bytes((value,)))
             else:
                 pieces.append(_U64.pack(value))
-        except (struct.error, TypeError) as error:
+        except (struct.error, TypeError, ArithmeticError) as error:
             raise ValueError(f"{name} cannot be {value!r}: {error}") from error
     return _U16.pack(flags) + b"".join(pieces)
 
@@ -162,19 +162,25 @@ def rewrite(
 
     Returns:
         New properties, always with ``delivery_mode`` 2: a copy must survive what the original survived.
+
+    Raises:
+        ValueError: the original's are cut off or hold an unknown field type.
     """
     flags = 1 << _HEADERS_BIT | 1 << _DELIVERY_MODE_BIT
     kept: dict[str, bytes] = {}
     table = b""
-    for name, _, start, end in _fields(raw):
-        if name == "headers":
-            table = b"".join(
-                raw[entry_start:entry_end]
-                for key, entry_start, entry_end in _entries(raw, start + 4, end)
-                if key not in add and not drop(key)
-            )
-        elif name not in without:
-            kept[name] = raw[start:end]
+    try:
+        for name, _, start, end in _fields(raw):
+            if name == "headers":
+                table = b"".join(
+                    raw[entry_start:entry_end]
+                    for key, entry_start, entry_end in _entries(raw, start + 4, end)
+                    if key not in add and not drop(key)
+                )
+            elif name not in without:
+                kept[name] = raw[start:end]
+    except (struct.error, IndexError) as error:
+        raise ValueError(f"message properties are cut off: {error}") from error
     table += _encode_entries(add)
     kept["headers"] = _U32.pack(len(table)) + table
     kept["delivery_mode"] = b"\x02"

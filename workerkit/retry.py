@@ -14,6 +14,7 @@ from workerkit.settlement import (
     RetryLater,
     Settlement,
     Verb,
+    check_delay,
 )
 
 
@@ -32,8 +33,10 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, not {self.max_attempts}")
-        if not self.delays or any(not delay > 0 for delay in self.delays):
-            raise ValueError(f"delays must be seconds greater than 0, at least one of them, not {self.delays!r}")
+        if not self.delays:
+            raise ValueError("delays must hold at least one number of seconds")
+        for delay in self.delays:
+            check_delay(delay)
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after attempt number ``attempt`` (1-based) has failed."""

@@ -9,6 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
+MAX_DELAY = 49 * 86_400.0
+"""Seconds. RabbitMQ refuses a TTL that does not fit 32 bits of milliseconds, which is 49.7 days."""
+
+
+def check_delay(delay: float) -> None:
+    """See that a message can be made to wait ``delay`` seconds. Raises ValueError."""
+    if not 0 <= delay <= MAX_DELAY:
+        raise ValueError(f"a retry delay is a number of seconds from 0 to {MAX_DELAY:.0f} (49 days), not {delay!r}")
+
 
 class Verb(IntEnum):
     """What was decided about one delivery. The numbers travel over the link."""
@@ -62,6 +71,14 @@ class Cause:
     traceback: str = ""
     exit_code: int | None = None
     signal: int | None = None
+
+    def __post_init__(self) -> None:
+        # Texts of a user's exception may be of a subclass of str, or hold surrogates, which no encoding carries. The
+        # cause must reach the dead letter: an error on its way would leave the message unsettled.
+        for name in ("message", "exception", "traceback"):
+            text = getattr(self, name)
+            if type(text) is not str or not text.isascii():
+                object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
 
 
 @dataclass(frozen=True, slots=True)

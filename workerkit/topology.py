@@ -8,6 +8,7 @@ from typing import Any
 
 from workerkit.settings.model import BindingSettings, ExchangeSettings, QueueSettings
 from workerkit.settings.units import format_duration
+from workerkit.settlement import MAX_DELAY
 
 EXPLICIT_RETRY_GRACE = 600.0
 """Seconds for which a retry queue made for one explicit delay outlives that delay, unless it is used again."""
@@ -118,7 +119,7 @@ def explicit_retry_queue(queue: str, delay: float) -> Queue:
     publish, and outlives the delay.
     """
     base = retry_queue(queue, delay)
-    expires = _milliseconds(2 * delay + EXPLICIT_RETRY_GRACE)
+    expires = _milliseconds(min(2 * delay, MAX_DELAY) + EXPLICIT_RETRY_GRACE)
     return Queue(f"{base.name}.once", {**base.arguments, "x-expires": expires})
 
 

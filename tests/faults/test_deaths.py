@@ -48,7 +48,7 @@ def test_a_message_that_always_kills_its_process_is_started_exactly_max_attempts
           dying:
             task: workers.task:Dying
             queue: {queue}
-            callback_timeout: {'1s' if name == 'endless loop' else '60s'}
+            callback_timeout: {"1s" if name == "endless loop" else "60s"}
             memory_limit: 150MiB
             retry: {{max_attempts: 3, delays: [200ms]}}
     """)

@@ -16,7 +16,7 @@ class Backoff:
     """
 
     seconds: float = 0.1
-    cap: float = 2.0
+    cap: float = 1.0
 
     def delay(self) -> float:
         """Seconds to wait: between half and all of it, so that a fleet does not come back in one instant."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workerkit.payload import body_decoder
 from workerkit.properties import Properties, decode, decode_headers
 from workerkit.retry import RetryPolicy, decide
 from workerkit.settlement import Acknowledge, Cause, DeadLetter, Outcome, Reason, Release, RetryLater
+from workerkit.topology import dead_queue_name
 from workerkit.worker import copies
 from workerkit.worker.ports import Delivery
 
@@ -116,7 +117,7 @@ class MemoryBroker:
     @property
     def ready(self) -> list[Record]:
         """Messages that can be delivered now, the next one first."""
-        return [*self._in_order_of_delivery(), *self._waiting]
+        return [*self._released_in_order(), *self._waiting]
 
     @property
     def delayed(self) -> list[Record]:
@@ -157,9 +158,14 @@ class MemoryBroker:
         return deliveries
 
     def redeliver(self) -> None:
-        """Let released messages be received again, at the front of the queue."""
-        self._waiting.extendleft(reversed(self._in_order_of_delivery()))
+        """Let released and requeued messages be received again, at the front of the queue."""
+        self._waiting.extendleft(reversed(self._released_in_order()))
         self._released.clear()
+
+    def requeue(self) -> None:
+        """Take back what was handed out and not settled, as a broker does when its consumer goes away."""
+        self._released |= {tag: replace(record, redelivered=True) for tag, record in self._unacked.items()}
+        self._unacked.clear()
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Settle what was handed out, as ``retry.decide`` says.
@@ -172,14 +178,12 @@ class MemoryBroker:
             case Acknowledge():
                 self.acked.append(record)
             case Release():
-                self._released[delivery.tag] = self._copy(delivery, record.raw_properties, redelivered=True)
+                self._released[delivery.tag] = replace(record, redelivered=True)
             case RetryLater(delay=delay, attempt=attempt):
                 due = self.now + delay
                 copy = copies.retry_copy(delivery, attempt)
                 self._retries += 1  # equal times keep the order of their failures
-                record = Record(
-                    delivery.body, copy, "", self._queue, attempt, due=due, cause=outcome.cause
-                )
+                record = Record(delivery.body, copy, "", self._queue, attempt, due=due, cause=outcome.cause)
                 heapq.heappush(self._delayed, (due, self._retries, record))
             case DeadLetter(cause=cause):
                 story = copies.dead_letter(delivery, cause, self._worker)
@@ -202,3 +206,13 @@ class MemoryBroker:
             return False
         self._set_clock(self._delayed[0][0])
         return True
+
+    def _set_clock(self, now: float) -> None:
+        self.now = now
+        while self._delayed and self._delayed[0][0] <= now:
+            record = heapq.heappop(self._delayed)[2]
+            self._waiting.append(replace(record, due=None, cause=None))
+
+    def _released_in_order(self) -> list[Record]:
+        """A broker puts messages back where they were: in the order in which it had delivered them."""
+        return [self._released[tag] for tag in sorted(self._released)]

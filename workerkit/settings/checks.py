@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from workerkit.settings.model import BrokerSettings, QueueSettings, Settings, WorkerSettings
 from workerkit.settings.tree import ConfigTree, KeyPath, Problem, did_you_mean
 from workerkit.settings.units import format_duration
+from workerkit.settlement import MAX_DELAY
 
 _MAX_NAME_BYTES: Final = 200
 """AMQP allows 255; the rest is for the suffixes of derived queues."""
@@ -19,9 +20,6 @@ _SHORT: Final = 5
 
 _MAX_HEARTBEAT: Final = 65_535
 """Seconds; an unsigned short on the wire."""
-
-_MAX_DELAY: Final = 4_294_967
-"""Seconds; RabbitMQ refuses a TTL that does not fit 32 bits of milliseconds."""
 
 _WORKER_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _VARIABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -140,7 +138,7 @@ def _check_worker(tree: ConfigTree, path: KeyPath, name: str, worker: WorkerSett
         if value is not None:
             _check_positive(tree, (*path, key), value)
     for index, delay in enumerate(worker.retry.delays if worker.retry else ()):
-        if delay > _MAX_DELAY:
+        if delay > MAX_DELAY:
             tree.report((*path, "retry", "delays", index), "is longer than RabbitMQ can wait: use 49d or less")
     _check_environment(tree, (*path, "environment"), worker.environment)
 

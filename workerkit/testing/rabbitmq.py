@@ -162,8 +162,8 @@ class PrivateRabbitmq:
         if self._epmd is None or self._epmd.poll() is not None:
             self._start_epmd()
         try:
-            self._start_beam()
-            self._version = self._wait_for_handshake()
+            self._beam = self._spawn(_SERVER)
+            self._version = self._wait_for_handshake(self._beam)
         except BaseException:
             self.kill()
             raise
@@ -191,10 +191,10 @@ class PrivateRabbitmq:
         self._tell_warden()
 
     def flush(self) -> None:
-        """Make what was declared up to now survive a ``kill()``. Takes one to two seconds.
+        """Make what was declared up to now survive a ``kill()``. Takes about a second.
 
-        Confirmed messages are on disk at once, but up to 4.1 RabbitMQ keeps declarations, and with them the messages in
-        a queue just declared, in memory for about two seconds.
+        Confirmed messages are on disk at once, but up to 4.1 RabbitMQ keeps declarations in memory for about two
+        seconds; a queue that is lost in a crash takes its messages with it.
         """
         self.ctl("--quiet", "eval", _FLUSH_EXPRESSION)
 
@@ -298,12 +298,8 @@ class PrivateRabbitmq:
                 raise ConnectionFailed(f"epmd did not start on port {self._epmd_port}{self._log_tail()}")
             time.sleep(0.01)
 
-    def _start_beam(self) -> None:
-        self._beam = self._spawn(_SERVER)
-
-    def _wait_for_handshake(self) -> str:
+    def _wait_for_handshake(self, beam: subprocess.Popen[bytes]) -> str:
         """Poll the AMQP port until the server introduces itself; its version."""
-        beam = self._running_beam()
         deadline = time.monotonic() + _START_DEADLINE
         while True:
             with contextlib.suppress(OSError):

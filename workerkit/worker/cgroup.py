@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_MEMBERSHIP = Path("/proc/self/cgroup")
+_MOUNT = Path("/sys/fs/cgroup")
 _UNLIMITED_V1 = 1 << 60
 """Version 1 says "no limit" with a number near 2**63."""
 
@@ -32,9 +34,9 @@ def oom_kills() -> int:
 
 def _folders() -> list[Path]:
     """The cgroup's own folder first, then its parents up to the mount."""
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
+    for line in _read(_MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
-        mount = Path("/sys/fs/cgroup/memory" if "memory" in controllers.split(",") else "/sys/fs/cgroup")
+        mount = _MOUNT / "memory" if "memory" in controllers.split(",") else _MOUNT
         if "memory" in controllers.split(",") or (not controllers and (mount / "cgroup.controllers").exists()):
             relative = Path(path.lstrip("/"))
             # Inside a container the path may be the host's: then only the mount itself is there.

@@ -174,6 +174,8 @@ class ProcessExecutor(Executor):
         self._crash_read = 0
         fds = (theirs.fileno(), page_fd, self._crash_fd)
         command = [sys.executable, "-P", "-u", "-m", "workerkit.worker.executor", *map(str, fds), str(os.getpid())]
+        # The request for stacks must not end an executor that cannot answer yet: it unblocks the signal when it can.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         try:
             self._process = subprocess.Popen(
                 command,
@@ -190,6 +192,7 @@ class ProcessExecutor(Executor):
             os.close(self._crash_fd)
             raise
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             theirs.close()
             os.close(page_fd)
         super().__init__(ours, page, events)
@@ -217,6 +220,8 @@ class ProcessExecutor(Executor):
         size = 0
         while self._loop.time() < deadline:
             await asyncio.sleep(0.01)
+            if self.closed:
+                return ""  # it died meanwhile, and the file is closed
             now = os.fstat(self._crash_fd).st_size
             if now > self._crash_read and now == size:
                 break

@@ -19,7 +19,11 @@ REASON_HEADER = "workerkit-reason"
 HEADERS_BUDGET = 100_000
 """Bytes for all headers of a copy. A content header must fit one frame, 131,072 bytes by default; a bigger one makes
 RabbitMQ close the whole connection with 501 FRAME_ERROR (measured on 3.10.8)."""
+_PROPERTIES_LIMIT = 131_072 - 128
+"""Bytes for all properties: one frame less its own fields."""
 _MESSAGE_LIMIT = 2_000
+_NAME_LIMIT = 255
+_NO_PROPERTIES = b"\0\0"
 
 # Written by brokers, about hand-overs that the copy has not had. A counter that came along would count against the
 # delivery limit in readers' eyes, and RabbitMQ before 3.13.3 interprets x-death from publishers.
@@ -35,11 +39,9 @@ _WITHOUT = ("expiration", "user_id")
 def retry_copy(delivery: Delivery, attempt: int) -> bytes:
     """Properties of the copy that comes back as attempt number ``attempt``."""
     known = _known_headers(delivery)
-    return rewrite(
+    return _copy(
         delivery.raw_properties,
-        drop=_is_not_for_copies,
-        add={ATTEMPT_HEADER: attempt, **_provenance(delivery, known), FIRST_FAILED_HEADER: _first_failed(known)},
-        without=_WITHOUT,
+        {ATTEMPT_HEADER: attempt, **_provenance(delivery, known), FIRST_FAILED_HEADER: _first_failed(known)},
     )
 
 
@@ -68,7 +70,7 @@ def dead_letter(delivery: Delivery, cause: Cause, worker: str) -> bytes:
         room = HEADERS_BUDGET - len(delivery.raw_properties) - 4 * _MESSAGE_LIMIT
         text = cause.traceback.encode()[-max(0, min(room, 32_000)) :] if room > 0 else b""
         story["workerkit-traceback"] = text.decode("utf-8", "ignore")
-    return rewrite(delivery.raw_properties, drop=_is_not_for_copies, add=story, without=_WITHOUT)
+    return _copy(delivery.raw_properties, story)
 
 
 def replayed(raw_properties: bytes) -> bytes:
@@ -102,6 +104,19 @@ def attempt_of(raw_properties: bytes, *, native: bool) -> int:
     return attempt + (failures if isinstance(failures, int) and 0 < failures < 2**31 else 0)
 
 
+def _copy(raw_properties: bytes, add: dict[str, str | int]) -> bytes:
+    """The original's properties with our headers. A message whose headers cannot be copied is still not lost."""
+    try:
+        copy = rewrite(raw_properties, drop=_is_not_for_copies, add=add, without=_WITHOUT)
+        if len(copy) <= _PROPERTIES_LIMIT:
+            return copy
+        note = {"workerkit-headers-dropped": "too big for a copy"}
+        return rewrite(raw_properties, drop=lambda _name: True, add=add | note, without=_WITHOUT)
+    except ValueError as error:
+        note = {"workerkit-headers-dropped": str(error)[:_MESSAGE_LIMIT]}
+        return rewrite(_NO_PROPERTIES, drop=_is_not_for_copies, add=add | note)
+
+
 def _is_not_for_copies(name: str) -> bool:
     return name in _ROUTING_HEADERS or name.startswith(_BROKER_HEADERS)
 
@@ -116,13 +131,13 @@ def _known_headers(delivery: Delivery) -> dict[str, Any]:
 def _provenance(delivery: Delivery, known: dict[str, Any]) -> dict[str, str | int]:
     """Where the message was first published to: the copy itself goes through the default exchange."""
     return {
-        EXCHANGE_HEADER: str(known.get(EXCHANGE_HEADER, delivery.exchange)),
-        ROUTING_KEY_HEADER: str(known.get(ROUTING_KEY_HEADER, delivery.routing_key)),
+        EXCHANGE_HEADER: str(known.get(EXCHANGE_HEADER, delivery.exchange))[:_NAME_LIMIT],
+        ROUTING_KEY_HEADER: str(known.get(ROUTING_KEY_HEADER, delivery.routing_key))[:_NAME_LIMIT],
     }
 
 
 def _first_failed(known: dict[str, Any]) -> str:
-    return str(known.get(FIRST_FAILED_HEADER) or _now())
+    return str(known.get(FIRST_FAILED_HEADER) or _now())[:_NAME_LIMIT]
 
 
 def _now() -> str:

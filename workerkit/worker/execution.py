@@ -16,6 +16,8 @@ from workerkit.message import MessageAdapter
 from workerkit.settlement import ACK, Cause, Outcome, Reason, Verb
 from workerkit.task import WorkerTask
 
+MAX_TEXT = 32_000
+"""Characters of an exception's text that travel with a cause."""
 MAX_TRACEBACK = 32_000
 """Characters of a traceback that travel with a cause; the end of it, where the error is."""
 
@@ -78,7 +80,7 @@ def _fail(task: WorkerTask, message: MessageAdapter, error: Exception) -> None:
     elif isinstance(error, RetryMessage):
         message.retry(error.delay)
     elif isinstance(error, RejectMessage):
-        message.reject(error.reason)
+        message.settle(Outcome(Verb.REJECT, cause=Cause(Reason.REJECTED, _text(error))))
     elif isinstance(error, UndecodableBody):
         message.settle(Outcome(Verb.REJECT, cause=_exception_cause(error, Reason.UNDECODABLE)))
     else:
@@ -118,7 +120,8 @@ def _exit_cause(error: BaseException) -> Cause:
     if isinstance(error, SystemExit):
         code = error.code
         status = code if isinstance(code, int) else (0 if code is None else 1)
-        return Cause(Reason.EXIT, f"the callback called sys.exit({status})", "SystemExit", brief, exit_code=status)
+        text = f"the callback called sys.exit({status})"
+        return Cause(Reason.EXIT, text, "SystemExit", brief, exit_code=status & 0xFF)
     if isinstance(error, KeyboardInterrupt):
         return Cause(Reason.SIGNAL, "interrupted by signal 2 (SIGINT)", "KeyboardInterrupt", brief, signal=2)
     return Cause(Reason.EXCEPTION, _text(error), _type_name(error), brief)
@@ -141,7 +144,7 @@ def _type_name(error: BaseException) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
+        return str(error)[:MAX_TEXT]
     except Exception:  # noqa: BLE001 - a user's __str__ may do anything
         return "(its __str__ failed)"
 

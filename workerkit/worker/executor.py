@@ -179,7 +179,7 @@ class Executor:
 
 def _exit_code(death: Cause) -> int:
     if death.exit_code is not None:
-        return death.exit_code & 0xFF
+        return death.exit_code
     return INTERRUPTED if death.reason is Reason.SIGNAL else ExitCode.INTERNAL
 
 
@@ -193,6 +193,7 @@ def main(argv: list[str]) -> int:
     # A file without a name: it survives a death of any kind, and a traceback in it never blocks on a full pipe.
     faulthandler.enable(crash_fd, all_threads=True)
     faulthandler.register(signal.SIGUSR1, crash_fd, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # blocked by the consumer until it can be answered
     with socket.socket(fileno=link_fd) as link:
         try:
             return Executor(link, Page(page_fd)).run()

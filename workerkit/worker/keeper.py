@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,11 +12,13 @@ from workerkit.errors import ExitCode
 from workerkit.settlement import Cause, Outcome, Verb
 from workerkit.worker import cgroup
 from workerkit.worker.child import Events, Executor, Exit
+from workerkit.worker.clock import SHUTDOWN_TIMEOUT, Clock
 from workerkit.worker.deaths import classify, timed_out
 from workerkit.worker.link import (
     Aftermath,
     Kind,
     Phase,
+    Running,
     frame,
     pack_aftermath,
     pack_delivery,
@@ -32,8 +33,6 @@ from workerkit.worker.settler import Settler, describe
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-SHUTDOWN_TIMEOUT = 10.0
-"""Seconds that ``WorkerTask.shutdown`` may run."""
 EXIT_TIMEOUT = 3.0
 """Seconds an executor gets to end by itself once it was told to, or has said that it will."""
 RECALL_GRACE = 0.02
@@ -43,8 +42,6 @@ The executor stores "I run it" before it loads "is it void"; a store is visible 
 """
 RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the next start after so many executors in a row that did not get ready."""
-_LONGEST_TICK = 5.0
-"""Seconds between looks at the page, at most, while there is something to do."""
 
 
 class Owner(Protocol):
@@ -104,14 +101,13 @@ class Keeper:
         self._deaths: dict[int, Cause] = {}  # of deliveries whose shutdown() is running or about to
         self._announced: Cause | None = None  # why the present executor is about to be gone
         self._handing_back = False
+        self._condemned: int | None = None  # the delivery for whose sake we end the present executor
         self._failed_starts = 0
-        self._idle_deaths = 0
+        self._idle_death_before: int | None = None  # the delivery that came next when an idle executor died
         self._oom_kills = 0
         self._gone = asyncio.Event()
-        self._clock: asyncio.TimerHandle | None = None
+        self._clock = Clock(lambda: bool(self._inflight), self._on_overdue)
         self._restart: asyncio.TimerHandle | None = None
-        self._ender: asyncio.Task[None] | None = None
-        self.callback_timeout: float | None = None
 
     # ---- what the consumer asks for
 
@@ -120,6 +116,7 @@ class Keeper:
         self._restart = None
         self._ready = False
         self._announced = None
+        self._condemned = None
         self._handing_back = False
         self._oom_kills = cgroup.oom_kills()
         self._gone.clear()
@@ -149,17 +146,17 @@ class Keeper:
 
     async def recall(self) -> list[Delivery]:
         """Take back every delivery that was not started; the running one goes on."""
-        executor = self._executor
-        if executor is not None:
-            executor.page.void = self._seq
+        void = self._seq
+        while self._executor is not None and self._executor.page.void < void:  # again, should it be replaced meanwhile
+            self._executor.page.void = void
             await asyncio.sleep(RECALL_GRACE)
-        return self._take_unstarted()
+        return self._take_unstarted(void)
 
     def forget(self) -> int:
         """The channel is gone: drop what was not started, and count it. The settlement of what runs will be stale."""
         if self._executor is not None:
             self._executor.page.void = self._seq
-        return len(self._take_unstarted())
+        return len(self._take_unstarted(self._seq))
 
     async def stacks(self) -> dict[str, Any]:
         """The stack of every thread of the executor and the message it runs, as keys for a log line."""
@@ -202,7 +199,6 @@ class Keeper:
             if delivery is None:
                 self._log.warning("settle.dropped", why="its channel is gone", outcome=outcome.verb.name.lower())
                 return
-            self._idle_deaths = 0
             self._deaths.pop(seq, None)
             self._last_settled = (delivery, outcome.verb)
             self._settler.settle(delivery, outcome, duration_ns)
@@ -231,13 +227,16 @@ class Keeper:
     def _on_ready(self, resolved: Resolved) -> None:
         self._ready = True
         self._failed_starts = 0
-        self.callback_timeout = None if self._spec.inline else resolved.callback_timeout  # a debugger may take hours
+        # A debugger may take hours.
+        self._clock.callback_timeout = None if self._spec.inline else resolved.callback_timeout
         self._owner.on_ready(resolved)
         assert self._executor is not None
         for delivery, aftermath in self._aftermaths:
-            self._inflight[delivery.seq] = delivery
-            self._deaths[delivery.seq] = aftermath.cause
+            if aftermath.settled is None:
+                self._inflight[delivery.seq] = delivery
+                self._deaths[delivery.seq] = aftermath.cause
             self._executor.send(frame(Kind.AFTERMATH, pack_aftermath(delivery.seq, delivery, aftermath)))
+            self._clock.watch(self._executor)
         self._aftermaths.clear()
         waiting, self._waiting = self._waiting, []
         self._send(waiting)
@@ -248,19 +247,20 @@ class Keeper:
             self._inflight[delivery.seq] = delivery
         if deliveries:
             self._executor.send(b"".join(frame(Kind.DELIVER, pack_delivery(d.seq, d)) for d in deliveries))
-        if self._clock is None and self._inflight:
-            self._set_clock(self._tick)
+            self._clock.watch(self._executor)
 
-    def _take_unstarted(self) -> list[Delivery]:
+    def _take_unstarted(self, void: int) -> list[Delivery]:
+        """Take out what was not started of the deliveries up to number ``void``."""
         # Which one runs is read before the link is drained: what it finished earlier is then among the frames.
         running = None
         if self._executor is not None:
             running = self._executor.page.running()
             self._executor.drain()
         started = {seq for seq in self._inflight if seq in self._deaths or (running and seq == running[0])}
-        unstarted = [delivery for seq, delivery in self._inflight.items() if seq not in started] + self._waiting
-        self._inflight = {seq: self._inflight[seq] for seq in started}
-        self._waiting = []
+        here = [*self._inflight.values(), *self._waiting]
+        unstarted = [delivery for delivery in here if delivery.seq <= void and delivery.seq not in started]
+        self._inflight = {seq: delivery for seq, delivery in self._inflight.items() if seq > void or seq in started}
+        self._waiting = [delivery for delivery in self._waiting if delivery.seq > void]
         self._owner.on_change()
         return unstarted
 
@@ -271,12 +271,15 @@ class Keeper:
         assert self._executor is not None
         running = self._executor.page.running()
         pid = self._executor.pid
+        self._clock.stop()
         self._executor.close()
         self._executor = None
         self._gone.set()
         was_ready, self._ready = self._ready, False
         cause = self._announced or classify(status, oom_killed=cgroup.oom_kills() > self._oom_kills)
         blamed = self._attribute(running, cause) if was_ready else None
+        for seq in [seq for seq in self._inflight if seq in self._deaths]:  # their shutdown() did not even begin
+            self._settle_by_default(self._inflight.pop(seq), Aftermath(self._deaths[seq], None))
         self._waiting = sorted(self._inflight.values(), key=lambda delivery: delivery.seq) + self._waiting
         self._inflight = {}
         if not (self._ending and status.code in (ExitCode.OK, ExitCode.CONFIGURATION)):
@@ -290,13 +293,15 @@ class Keeper:
             self._start_next()
         self._owner.on_change()
 
-    def _attribute(self, running: tuple[int, Phase, int] | None, cause: Cause) -> Delivery | None:
+    def _attribute(self, running: Running | None, cause: Cause) -> Delivery | None:
         """Decide which delivery the executor died on, and what becomes of it."""
+        if self._condemned is not None and (running is None or running[0] != self._condemned):
+            return None  # its time was up in the instant in which it ended; the next one is not to blame
         if running is None:
             return self._attribute_idle_death(cause)
         seq, phase, _ = running
         delivery = self._inflight.get(seq)
-        if self._handing_back and seq not in self._deaths:
+        if self._handing_back and phase is Phase.CALLBACK:
             return None  # ended at the deadline: it goes back with the unstarted ones
         if delivery is not None:
             del self._inflight[seq]
@@ -314,11 +319,11 @@ class Keeper:
         """No callback ran. When it happens twice in front of the same message, taking that message in is what kills."""
         if not self._inflight or self._handing_back:
             return None
-        self._idle_deaths += 1
-        if self._idle_deaths < 2:
+        first = min(self._inflight)
+        if self._idle_death_before != first:
+            self._idle_death_before = first
             return None
-        self._idle_deaths = 0
-        delivery = self._inflight.pop(min(self._inflight))
+        delivery = self._inflight.pop(first)
         self._settle_by_default(delivery, Aftermath(cause, None))
         return delivery
 
@@ -337,7 +342,7 @@ class Keeper:
         self._log.error("executor.exit", **about)
 
     def _not_ready(self) -> None:
-        """It did not even load the task: others should have its messages."""
+        """It did not even start, or not load the task: others should have its messages."""
         self._failed_starts += 1
         for delivery, aftermath in self._aftermaths:
             self._settle_by_default(delivery, aftermath)
@@ -360,48 +365,17 @@ class Keeper:
             self.start()
         except OSError as error:  # no process, no memory, no descriptors
             self._log.error("executor.not_started", error=str(error))
-            self._failed_starts += 1
+            self._not_ready()
             self._start_next()
 
-    # ---- the clock
+    # ---- the end of what runs too long
 
-    @property
-    def _tick(self) -> float:
-        """No longer than the limit: then a look sees each callback before its time is up, and the next is in time."""
-        return min(self.callback_timeout or _LONGEST_TICK, _LONGEST_TICK)
-
-    def _set_clock(self, delay: float) -> None:
-        self._clock = self._loop.call_later(delay, self._check_time)
-
-    def _check_time(self) -> None:
-        """End what runs too long. The clock stands still while there is nothing to do."""
-        self._clock = None
-        if self._executor is None:
-            return
-        running = self._executor.page.running()
-        if running is None:
-            if self._inflight:
-                self._set_clock(self._tick)
-            return
-        _, phase, started_ns = running
-        limit = SHUTDOWN_TIMEOUT if phase is Phase.SHUTDOWN else self.callback_timeout
-        left = _LONGEST_TICK if limit is None else started_ns / 1e9 + limit - time.monotonic()
-        if left > 0 or limit is None:
-            self._set_clock(min(left, self._tick))
-        else:
-            self._ender = self._loop.create_task(self._time_out(self._executor, running, limit))
-
-    async def _time_out(self, executor: Executor, running: tuple[int, Phase, int], limit: float) -> None:
-        stacks = await executor.stacks()
-        if self._executor is not executor:
-            return
-        if executor.page.running() != running:  # it came to an end after all
-            self._set_clock(self._tick)
-            return
+    def _on_overdue(self, running: Running, limit: float, stacks: str) -> None:
         seq, phase, _ = running
-        what = "shutdown()" if phase is Phase.SHUTDOWN else "the callback"
-        cause = timed_out(limit, stacks, what)
+        cause = timed_out(limit, stacks, "shutdown()" if phase is Phase.SHUTDOWN else "the callback")
         if phase is Phase.CALLBACK:
             self._announced = cause
+        self._condemned = seq
         self._log.error("callback.timeout", cause=cause.message, stack=stacks, **describe(self._inflight.get(seq)))
-        executor.kill()
+        assert self._executor is not None
+        self._executor.kill()

@@ -50,6 +50,10 @@ class Phase(IntEnum):
     """``shutdown`` runs, in the dying executor or in its replacement."""
 
 
+Running = tuple[int, Phase, int]
+"""What an executor runs: sequence number, phase, since when in monotonic nanoseconds."""
+
+
 class _Detail(msgspec.Struct, omit_defaults=True):
     delay: float | None = None
     cause: Cause | None = None
@@ -219,8 +223,8 @@ class Page:
         """The executor runs nothing."""
         self._words[self._SEQ] = 0
 
-    def running(self) -> tuple[int, Phase, int] | None:
-        """What the executor runs: (sequence number, phase, since when in monotonic nanoseconds)."""
+    def running(self) -> Running | None:
+        """What the executor runs, None when it runs nothing."""
         words = self._words
         seq = words[self._SEQ]
         return (seq, Phase(words[self._PHASE]), words[self._STARTED]) if seq else None

@@ -56,8 +56,25 @@ def render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes
     """One JSON object and a newline. JSON itself escapes control characters; what is not JSON becomes its repr."""
     try:
         return _encoder.encode(event) + b"\n"
-    except (TypeError, ValueError, RecursionError, UnicodeEncodeError):
-        return _encoder.encode({str(key): repr(value) for key, value in event.items()}) + b"\n"
+    except Exception:  # noqa: BLE001 - a repr is the user's code, and a line must not fail the callback that logs it
+        return _encoder.encode({_text(key): _as_json(value) for key, value in event.items()}) + b"\n"
+
+
+def _as_json(value: Any) -> Any:
+    """The value if it can be encoded, else a text that says what it is."""
+    try:
+        _encoder.encode(value)
+    except Exception:  # noqa: BLE001 - as above
+        return _text(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    try:
+        text = str(value) if isinstance(value, str) else repr(value)
+    except Exception:  # noqa: BLE001 - as above
+        text = f"<{type(value).__name__}, whose repr fails>"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _exc_info_to_stack(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

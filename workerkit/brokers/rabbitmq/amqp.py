@@ -269,9 +269,13 @@ class Channel:
         except pika.exceptions.AMQPError as error:
             raise translate(error) from None
 
-    async def declare_queue(self, name: str, arguments: Mapping[str, Any]) -> QueueState:
+    async def declare_queue(
+        self, name: str, arguments: Mapping[str, Any], *, durable: bool = True, auto_delete: bool = False
+    ) -> QueueState:
         frame = await self._call(
-            lambda done: self._pika.queue_declare(name, durable=True, arguments=dict(arguments), callback=done)
+            lambda done: self._pika.queue_declare(
+                name, durable=durable, auto_delete=auto_delete, arguments=dict(arguments), callback=done
+            )
         )
         return QueueState(frame.method.message_count, frame.method.consumer_count)
 

@@ -28,8 +28,10 @@ from workerkit.worker.ports import BrokerEvents, Delivery, Subscription
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-WATCH_INTERVAL = 30.0
-"""Seconds between checks that the broker still knows our consumer."""
+WATCH_INTERVAL = 5.0
+"""Seconds between checks that the broker still has our consumer and serves it."""
+_IDLE_STALL = 2
+"""Checks in a row with messages ready, none of them ours, after which the subscription counts as dead."""
 _REFUSED_DELAY = 30.0
 """Seconds between tries once a running worker is refused: a changed password must not look like an attack."""
 
@@ -92,6 +94,10 @@ class RabbitmqBroker:
         self._tags = itertools.count(1)
         self._tag = ""
         self._unacked = Unacked()
+        self._probe: Channel | None = None
+        self._served = False
+        self._used = False  # the present channel has had deliveries
+        self._stalled_checks = 0
         self._native = False
         self._paused = False
         self._lost: asyncio.Future[str]
@@ -156,17 +162,23 @@ class RabbitmqBroker:
         except BaseException:
             await connection.close()
             raise
-        self._number += 1
-        self._unacked = Unacked()
         self._lost = asyncio.get_running_loop().create_future()
-        self._connection, self._channel = connection, channel
-        channel.on_cancel(lambda: self._lose(channel, "the broker cancelled the consumer; was the queue deleted?"))
-        channel.closed.add_done_callback(lambda closed: self._lose(channel, str(closed.result())))
+        self._connection, self._probe = connection, None
+        self._adopt(channel)
         if not self._paused:
             await self._subscribe(channel)
             await self._watch()
         if self._lost.done():
             raise ConnectionLost(self._lost.result())
+
+    def _adopt(self, channel: Channel) -> None:
+        """Make it the channel that consumes: the one incarnation whose tags can be settled."""
+        self._number += 1
+        self._unacked = Unacked()
+        self._used = False
+        self._channel = channel
+        channel.on_cancel(lambda: self._lose(channel, "the broker cancelled the consumer; was the queue deleted?"))
+        channel.closed.add_done_callback(lambda closed: self._lose(channel, str(closed.result())))
 
     async def _subscribe(self, channel: Channel) -> None:
         number = self._number
@@ -180,19 +192,41 @@ class RabbitmqBroker:
             raise
 
     async def _watch(self) -> None:
-        """See that the broker lists our consumer: a connection that looks healthy may have lost its subscription."""
+        """See that we are served: a connection that looks healthy may have lost its subscription."""
         channel, connection = self._channel, self._connection
-        if channel is None or connection is None or self._paused:
+        if channel is None or connection is None:
             return
         try:
-            probe = await connection.channel()
-            state = await probe.check_queue(self._subscription.queue)
-            await probe.close()
+            if self._probe is None or not self._probe.is_open:
+                self._probe = await connection.channel()
+            state = await self._probe.check_queue(self._subscription.queue)
         except BrokerError as error:
             self._lose(channel, str(error))
             return
-        if state.consumers == 0 and not self._paused:
+        idle = not self._served and not self._unacked
+        self._served = False
+        self._stalled_checks = self._stalled_checks + 1 if idle and state.messages_ready else 0
+        if self._paused:
+            return
+        if state.consumers == 0:
             self._lose(channel, "the broker does not list our consumer")
+        elif self._stalled_checks >= _IDLE_STALL:
+            self._lose(channel, f"{state.messages_ready} messages are ready and none is delivered")
+        elif idle and self._used and connection.version.moves_consumers_silently:
+            await self._refresh(connection, channel)
+
+    async def _refresh(self, connection: Connection, channel: Channel) -> None:
+        """Move to a new channel while nothing is in flight; the old one gives back what never reached us.
+
+        Once after each time that there was work: only a channel that has had deliveries takes new ones for duplicates.
+        """
+        fresh = await connection.channel()
+        await fresh.qos(self._subscription.prefetch_count)
+        if self._channel is channel and not self._unacked and not self._paused:
+            self._adopt(fresh)
+            await self._subscribe(fresh)
+            fresh = channel
+        await fresh.close()
 
     def _lose(self, channel: Channel, why: str) -> None:
         """The channel is of no more use. Synchronous: from this moment on its settlements are dropped."""
@@ -217,6 +251,7 @@ class RabbitmqBroker:
     def _on_deliveries(self, channel: Channel, number: int, batch: list[RawDelivery]) -> None:
         if self._channel is not channel:
             return
+        self._served = self._used = True
         queue, native = self._subscription.queue, self._native
         deliveries = []
         for raw in batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from workerkit.brokers.rabbitmq.amqp import Connection
@@ -11,33 +10,43 @@ from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.errors import AccessRefused, ConfigurationError, Difference, QueueNotFound, TopologyMismatch
 from workerkit.topology import Queue, Topology
 
+_ARGUMENT = re.compile("inequivalent arg '([^']+)'")
 _INEQUIVALENT = re.compile(
-    r"inequivalent arg '(?P<argument>[^']+)' for (?P<object>\w+ '.*') in vhost .*: received (?P<rest>.*)"
+    r"inequivalent arg '(?P<argument>[^']+)' for (?P<object>\w+ '.*?') in vhost '.*?': "
+    r"received (?P<wanted>.*) but current is (?P<actual>.*)",
+    re.DOTALL,
 )
-_CURRENT_VALUE = re.compile(r"but current is (?P<value>.*?)(?:'? of type '(?P<type>\w+)')?$")
-_MAX_DIFFERENCES = 20
+# RabbitMQ says `the value '5' of type 'signedint'` when the other side has none, and a bare `'5'` when both have one.
+_VALUE = re.compile(r"(?:the value )?'(?P<value>.*?)'(?: of type '(?P<type>\w+)')?", re.DOTALL)
+_INTEGERS = frozenset({"byte", "unsignedbyte", "short", "unsignedshort", "signedint", "unsignedint", "long"})
+_FLAGS = ("durable", "auto_delete")
 
 
 async def declare(connection: Connection, topology: Topology) -> None:
     """Declare exchanges, queues and bindings; declaring twice is harmless.
 
     Raises:
-        TopologyMismatch: something exists with other arguments; each difference is named, nothing was changed.
+        TopologyMismatch: something exists with other arguments; each difference is named, and what differs is left
+            as it is.
+        ConfigurationError: the broker takes no queue with such arguments, or an exchange to bind to is missing.
         AccessRefused: the user may not configure it.
     """
     channel = await connection.channel()
+    differences: list[Difference] = []
     for name, exchange in topology.exchanges.items():
         try:
             await channel.declare_exchange(name, exchange.type, durable=exchange.durable, arguments=exchange.arguments)
         except PreconditionFailed as error:
-            raise TopologyMismatch([_difference(str(error), f"exchange {name!r}")]) from None
+            differences.append(_inequivalent(str(error), f"exchange {name!r}")[0])
+            channel = await connection.channel()
     for queue in topology.queues:
         try:
             await channel.declare_queue(queue.name, queue.arguments)
             for binding in queue.bindings:
                 await channel.bind(queue.name, binding.exchange, binding.routing_key, binding.arguments)
         except PreconditionFailed as error:
-            raise TopologyMismatch(await _differences(connection, queue, str(error))) from None
+            differences += await _differences(connection, queue, str(error))
+            channel = await connection.channel()
         except QueueNotFound as error:  # 404 in a bind: the exchange
             raise ConfigurationError(f"queue {queue.name!r} cannot be bound: {error}") from None
         except AccessRefused as error:
@@ -46,6 +55,8 @@ async def declare(connection: Connection, topology: Topology) -> None:
                 f"with another user (`workerkit queues declare`) and set `declare: false`"
             ) from None
     await channel.close()
+    if differences:
+        raise TopologyMismatch(differences)
 
 
 async def check(connection: Connection, topology: Topology) -> None:
@@ -66,59 +77,74 @@ async def check(connection: Connection, topology: Topology) -> None:
         await channel.close()
 
 
-async def _differences(connection: Connection, queue: Queue, first: str) -> list[Difference]:
+async def _differences(connection: Connection, queue: Queue, refusal: str) -> list[Difference]:
     """The broker names one difference per refusal: take its value for that one, ask again, until it agrees.
 
     The queue exists, so no question can create it.
     """
     arguments = dict(queue.arguments)
-    differences: list[Difference] = []
-    refusal = first
-    while len(differences) < _MAX_DIFFERENCES:
-        difference = _difference(refusal, f"queue {queue.name!r}")
-        differences.append(difference)
-        if not difference.argument.startswith("x-") or not _adopt(arguments, refusal, difference.argument):
-            return differences
+    flags = {"durable": True, "auto_delete": False}
+    differences: dict[str, Difference] = {}
+    while True:
+        difference, adoptable = _inequivalent(refusal, f"queue {queue.name!r}")
+        if difference.argument in differences:  # what the broker says of it is not what it wants to hear
+            break
+        differences[difference.argument] = difference
+        if not adoptable or not _adopt(arguments, flags, difference.argument, refusal):
+            break
         channel = await connection.channel()
         try:
-            await channel.declare_queue(queue.name, arguments)
+            await channel.declare_queue(queue.name, arguments, **flags)
         except PreconditionFailed as error:
             refusal = str(error)
+            if _ARGUMENT.search(refusal) is None:  # now it refuses the mixture: what is known has to do
+                break
         else:
             await channel.close()
-            return differences
-    return differences
+            break
+    return list(differences.values())
 
 
-def _difference(refusal: str, fallback: str) -> Difference:
+def _inequivalent(refusal: str, name: str) -> tuple[Difference, bool]:
+    """The difference that a refusal names, and whether it names the broker's value in full.
+
+    Raises:
+        ConfigurationError: the refusal is not about a difference: nothing exists that could differ.
+    """
+    match = _INEQUIVALENT.search(refusal)
+    if match is not None:
+        difference = Difference(match["object"], match["argument"], _shown(match["wanted"]), _shown(match["actual"]))
+        return difference, match["actual"] == "none" or _VALUE.fullmatch(match["actual"]) is not None
+    argument = _ARGUMENT.search(refusal)
+    if argument is not None:  # a long name: RabbitMQ's answer has room for 255 bytes, and the values did not fit
+        return Difference(name, argument[1], "as configured", "different"), False
+    raise ConfigurationError(f"RabbitMQ does not take the arguments of {name}: {refusal}")
+
+
+def _shown(value: str) -> str:
+    match = _VALUE.fullmatch(value)
+    return value if match is None else match["value"] or "''"
+
+
+def _adopt(arguments: dict[str, Any], flags: dict[str, bool], argument: str, refusal: str) -> bool:
+    """Put the broker's value of one argument in place of ours. False when that cannot be done."""
     match = _INEQUIVALENT.search(refusal)
     if match is None:
-        return Difference(fallback, "its arguments", "as configured", refusal)
-    wanted, _, _ = match["rest"].partition(" but current is ")
-    current = _CURRENT_VALUE.search(match["rest"])
-    return Difference(match["object"], match["argument"], _bare(wanted), _bare(current["value"] if current else "?"))
-
-
-def _bare(value: str) -> str:
-    value = re.sub(r"^the value ", "", value)
-    value = re.sub(r" of type '\w+'$", "", value)
-    return value.strip("'")
-
-
-def _adopt(arguments: dict[str, Any], refusal: str, argument: str) -> bool:
-    """Put the broker's value of one argument into ``arguments``. False when the text does not say it."""
-    match = _INEQUIVALENT.search(refusal)
-    current = _CURRENT_VALUE.search(match["rest"]) if match else None
+        return False
+    if match["actual"] == "none":
+        return arguments.pop(argument, None) is not None
+    current = _VALUE.fullmatch(match["actual"])
     if current is None:
         return False
-    value = _bare(current["value"])
-    before: Mapping[str, Any] = dict(arguments)
-    if value == "none":
-        arguments.pop(argument, None)
-    elif current["type"] in ("signedint", "long", "short", "byte", "unsignedint") or value.lstrip("-").isdigit():
+    value = current["value"]
+    if argument in _FLAGS:
+        flags[argument] = value == "true"
+    elif not argument.startswith("x-"):
+        return False
+    elif current["type"] in _INTEGERS or (current["type"] is None and isinstance(arguments.get(argument), int)):
         arguments[argument] = int(value)
     elif current["type"] == "bool":
         arguments[argument] = value == "true"
     else:
         arguments[argument] = value
-    return before != arguments
+    return True

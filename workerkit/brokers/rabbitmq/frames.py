@@ -55,7 +55,7 @@ class FrameSplitter:
     def feed(self, data: bytes) -> list[RawDelivery | bytes]:
         """Take received bytes; return complete deliveries, and every other complete frame as its bytes.
 
-        A malformed frame is returned as foreign with all that follows: pika knows how to fail on it.
+        A malformed frame is returned as foreign: pika knows how to fail on it.
         """
         buffer = self._buffer + data if self._buffer else data
         offset, end = 0, len(buffer)
@@ -70,11 +70,17 @@ class FrameSplitter:
                 break
             if stop >= end:
                 break
-            if buffer[stop] != _END or not self._take(kind, channel, buffer[start:stop], found):
+            if buffer[stop] != _END or not self._try_take(kind, channel, buffer[start:stop], found):
                 found.append(buffer[offset : stop + 1])
             offset = stop + 1
         self._buffer = buffer[offset:] if offset else buffer
         return found
+
+    def _try_take(self, kind: int, channel: int, payload: bytes, found: list[RawDelivery | bytes]) -> bool:
+        try:
+            return self._take(kind, channel, payload, found)
+        except (struct.error, IndexError):  # shorter than its fields
+            return False
 
     def _take(self, kind: int, channel: int, payload: bytes, found: list[RawDelivery | bytes]) -> bool:
         """Consume a frame that belongs to a delivery. False: it does not."""

@@ -11,6 +11,9 @@ class Unacked:
     def __init__(self) -> None:
         self._tags: dict[int, None] = {}
 
+    def __len__(self) -> int:
+        return len(self._tags)
+
     def add(self, tag: int) -> None:
         """A delivery arrived; tags only grow."""
         self._tags[tag] = None

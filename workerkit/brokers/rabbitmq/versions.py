@@ -9,6 +9,13 @@ NATIVE_DELAYED_RETRY = (4, 3)
 """Quorum queues delay rejected messages by themselves. Older servers accept the arguments and ignore them, so a
 rejected message comes back within 10 ms: deciding by the arguments alone would spin."""
 
+CANCELS_CONSUMERS_OF_RECREATED_QUEUES = (4, 0)
+"""When a quorum queue is deleted and made again at once, 4.0.5 and 4.3.6 cancel the consumers of the old one.
+
+3.10.8 moves the subscription over in silence, and the channel then takes what the new queue delivers for duplicates and
+drops it: the consumer is listed, nothing is ready, nothing arrives. Only a new channel helps. It also refuses the
+consumer argument ``x-cancel-on-ha-failover``, which asks for the cancel, on quorum queues."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerVersion:
@@ -28,3 +35,8 @@ class ServerVersion:
     def delays_retries(self) -> bool:
         """Whether this server has native delayed retry. Other products that speak AMQP do not."""
         return self.product == "RabbitMQ" and self.numbers >= NATIVE_DELAYED_RETRY
+
+    @property
+    def moves_consumers_silently(self) -> bool:
+        """Whether a consumer can be left on a re-created queue without being told."""
+        return self.numbers < CANCELS_CONSUMERS_OF_RECREATED_QUEUES

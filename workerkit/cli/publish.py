@@ -1,0 +1,309 @@
+"""``workerkit publish``: one message, or one per line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from workerkit.cli.context import Context, json_option, pass_context, print_json
+from workerkit.errors import BadData
+
+if TYPE_CHECKING:
+    from workerkit.brokers.rabbitmq.bulk import Outgoing, Published
+    from workerkit.settings import Settings
+
+_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True)
+class _Letterhead:
+    """What all messages of one command have in common."""
+
+    headers: dict[str, str]
+    content_type: str | None
+    message_id: str | None
+    correlation_id: str | None
+
+    def properties(self, body: bytes) -> tuple[str, bytes]:
+        """The message id, and the encoded properties of a persistent message. Raises ValueError."""
+        from workerkit.properties import Properties, encode
+
+        message_id = self.message_id or str(uuid.uuid4())
+        return message_id, encode(
+            Properties(
+                content_type=self.content_type or _content_type(body),
+                headers=dict(self.headers),
+                delivery_mode=2,
+                correlation_id=self.correlation_id,
+                message_id=message_id,
+                timestamp=int(time.time()),
+                app_id="workerkit",
+            )
+        )
+
+
+def _parse_headers(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    headers = {}
+    for written in values:
+        name, equals, value = written.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{written!r} is not NAME=VALUE")
+        if name.lower().startswith(("x-", "workerkit-")) or name in ("CC", "BCC"):
+            raise click.BadParameter(f"{name!r} has a meaning of its own to RabbitMQ or workerkit and cannot be set")
+        headers[name] = value
+    return headers
+
+
+def _parse_delay(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    from workerkit.settings import parse_duration
+    from workerkit.settlement import MAX_DELAY
+
+    if value is None:
+        return None
+    try:
+        delay = parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if not 0 < delay <= MAX_DELAY:
+        raise click.BadParameter("a delay is more than 0 and at most 49d")
+    return float(delay)
+
+
+@click.command()
+@click.argument("queue")
+@click.argument("body", required=False)
+@click.option("--lines", is_flag=True, help="One message per line of the input; blank lines are skipped.")
+@click.option("--header", "headers", metavar="K=V", multiple=True, callback=_parse_headers, help="May be repeated.")
+@click.option("--delay", metavar="DURATION", callback=_parse_delay, help="Deliver after this time, like 10s or 5m.")
+@click.option("--content-type", metavar="TYPE", help="Default: JSON, text or bytes, by looking at the body.")
+@click.option("--message-id", metavar="ID", help="Default: a random UUID.")
+@click.option("--correlation-id", metavar="ID")
+@json_option
+@pass_context
+def publish(
+    context: Context,
+    queue: str,
+    body: str | None,
+    *,
+    lines: bool,
+    headers: dict[str, str],
+    delay: float | None,
+    content_type: str | None,
+    message_id: str | None,
+    correlation_id: str | None,
+    as_json: bool,
+) -> int:
+    """Publish to QUEUE and wait until RabbitMQ has it on disk.
+
+    \b
+    BODY    the message itself, or
+    @FILE   the contents of a file, or
+    -       standard input; also when there is no BODY and standard input is not a terminal.
+    """
+    if lines and message_id:
+        raise click.UsageError("--message-id names one message: it cannot be used with --lines")
+    letterhead = _Letterhead(headers, content_type, message_id, correlation_id)
+    _check(letterhead, queue)
+    settings = context.loaded.settings
+    with _open(body) as source:
+        if lines:
+            return _publish_lines(settings, queue, delay, letterhead, source, as_json=as_json)
+        content = source.read()
+    if not content and body is None:
+        raise click.UsageError("standard input is empty; for a message without a body, write '' as BODY")
+    return _publish_one(settings, queue, delay, letterhead, content, as_json=as_json)
+
+
+def _check(letterhead: _Letterhead, queue: str) -> None:
+    """See that the options fit into AMQP before anything is read or connected."""
+    from workerkit.worker.copies import HEADERS_BUDGET
+
+    try:
+        _, encoded = letterhead.properties(b"")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if len(encoded) > HEADERS_BUDGET:
+        raise click.UsageError(f"the headers take {len(encoded)} bytes; {HEADERS_BUDGET} fit into a message")
+    if not 0 < len(queue.encode(errors="replace")) <= 255:
+        raise click.UsageError("the name of a queue has 1 to 255 bytes")
+
+
+def _publish_one(
+    settings: Settings, queue: str, delay: float | None, letterhead: _Letterhead, body: bytes, *, as_json: bool
+) -> int:
+    from workerkit.brokers.rabbitmq.bulk import Outgoing
+
+    message_id, properties = letterhead.properties(body)
+
+    async def one() -> AsyncIterator[Outgoing]:
+        yield Outgoing(1, properties, body)
+
+    published = asyncio.run(_send(settings, queue, delay, one(), None))
+    if published.failure is not None:
+        raise published.failure.error
+    if published.interrupted and not published.confirmed:
+        raise click.Abort
+    if as_json:
+        print_json({"queue": queue, "published": 1, "message_id": message_id})
+    else:
+        click.echo(f"published 1 message to {queue} (id {message_id}){_later(delay)}")
+    return 0
+
+
+def _publish_lines(
+    settings: Settings, queue: str, delay: float | None, letterhead: _Letterhead, source: BinaryIO, *, as_json: bool
+) -> int:
+    from workerkit.brokers.rabbitmq.bulk import Outgoing
+    from workerkit.cli.terminal import INTERRUPTED, progress_bar
+
+    async def messages() -> AsyncIterator[Outgoing]:
+        async for number, line in _lines(source):
+            yield Outgoing(number, letterhead.properties(line)[1], line)
+
+    with progress_bar() as progress:
+        task = progress.add_task(f"publishing to {queue}", total=None)
+        published = asyncio.run(_send(settings, queue, delay, messages(), lambda: progress.advance(task)))
+    if published.failure is not None:
+        raise _at_line(published)
+    if published.interrupted:
+        click.echo(f"interrupted: {_count(published.confirmed)} confirmed", err=True)
+        return INTERRUPTED
+    if as_json:
+        print_json({"queue": queue, "published": published.confirmed})
+    else:
+        click.echo(f"published {_count(published.confirmed)} to {queue}{_later(delay)}")
+    return 0
+
+
+async def _send(
+    settings: Settings, queue: str, delay: float | None, messages: AsyncIterator[Outgoing], on_confirmed: Any
+) -> Published:
+    from workerkit.brokers.rabbitmq.bulk import publish_all
+
+    return await publish_all(
+        settings,
+        queue,
+        delay,
+        messages,
+        on_confirmed=on_confirmed or (lambda: None),
+        on_blocked=lambda reason: click.echo(f"RabbitMQ does not read from publishers: {reason}", err=True),
+    )
+
+
+def _at_line(published: Published) -> Exception:
+    """The error with the number of its line and how far it went, so that the rest can be published again."""
+    failure = published.failure
+    assert failure is not None
+    confirmed = f"{_count(published.confirmed)} confirmed"
+    after = published.confirmed - failure.before
+    where = f", {after} of them after that line" if after else ", all before it"
+    failure.error.args = (
+        f"line {failure.number}: {failure.error} ({confirmed}{where if published.confirmed else ''})",
+    )
+    return failure.error
+
+
+def _open(body: str | None) -> BinaryIO:
+    """Where the body, or the lines, come from."""
+    if body is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise click.UsageError("there is no BODY: write it as an argument, as @FILE, or pipe it in")
+        return _standard_input()
+    if body == "-":
+        return _standard_input()
+    if body.startswith("@"):
+        try:
+            return open(body[1:], "rb")  # noqa: PTH123 - the caller closes it
+        except OSError as error:
+            raise BadData(f"cannot read {body[1:]}: {error.strerror}") from None
+    return io.BytesIO(os.fsencode(body))
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input with a buffer of its own: a thread may be reading it when the interpreter tears down its own."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except (AttributeError, OSError):
+        return sys.stdin.buffer
+
+
+async def _lines(source: BinaryIO) -> AsyncIterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers, as soon as they are there."""
+    number = 0
+    started: list[bytes] = []  # of a line that is longer than what was read at once
+    while chunk := await _read(source):
+        first, *others = chunk.split(b"\n")
+        started.append(first)
+        if not others:
+            continue
+        for line in (b"".join(started), *others[:-1]):
+            number += 1
+            if line.strip():
+                yield number, line.removesuffix(b"\r")
+        started = [others[-1]]
+    last = b"".join(started)
+    if last.strip():
+        yield number + 1, last.removesuffix(b"\r")
+
+
+async def _read(source: BinaryIO) -> bytes:
+    """What there is to read, in a thread that nobody waits for: a pipe may stay silent, and Ctrl-C must work."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+
+    def finish(chunk: bytes, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(chunk)
+        else:
+            done.set_exception(BadData(f"the input cannot be read: {error}"))
+
+    def read() -> None:
+        chunk, failed = b"", None
+        try:
+            chunk = source.read1(_CHUNK) if isinstance(source, io.BufferedReader | io.BytesIO) else source.read(_CHUNK)
+        except (OSError, ValueError) as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: interrupted meanwhile
+            loop.call_soon_threadsafe(finish, chunk, failed)
+
+    threading.Thread(target=read, name="input", daemon=True).start()
+    return await done
+
+
+def _content_type(body: bytes) -> str:
+    import msgspec
+
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    else:
+        return "application/json"
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return "application/octet-stream"
+    return "text/plain"
+
+
+def _count(messages: int) -> str:
+    return f"{messages} message{'' if messages == 1 else 's'}"
+
+
+def _later(delay: float | None) -> str:
+    from workerkit.settings import format_duration
+
+    return "" if delay is None else f", to arrive in {format_duration(delay)}"

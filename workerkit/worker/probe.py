@@ -1,0 +1,130 @@
+"""Ask tasks what they resolve to, without a broker: start their executors, wait for READY, end them.
+
+The answer is the truth, not a guess from reading the class: ``initialize`` has run, in a process like the worker's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from workerkit.worker.child import Exit, ProcessExecutor
+from workerkit.worker.deaths import classify
+from workerkit.worker.link import Kind, frame, pack_json
+from workerkit.worker.loading import Resolved, Spec
+
+DEADLINE: Final = 10.0
+"""Seconds that one task may take to import and initialize."""
+_EXIT_GRACE: Final = 1.0
+"""Seconds an executor that has answered gets to end by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotLoaded:
+    """The task of a worker did not get ready."""
+
+    text: str
+    """Why, complete: it names the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One worker to ask about.
+
+    Attributes:
+        spec: what its executor is told.
+        environment: further environment variables of its executor.
+    """
+
+    spec: Spec
+    environment: Mapping[str, str]
+
+
+def resolve(questions: Sequence[Question], deadline: float = DEADLINE) -> list[Resolved | NotLoaded]:
+    """Load every task, as many at a time as there are processors, and return what each says, in order.
+
+    Args:
+        questions: the workers.
+        deadline: seconds for each of them.
+
+    Raises:
+        OSError: no process could be started.
+    """
+
+    async def resolve_all() -> list[Resolved | NotLoaded]:
+        slots = asyncio.Semaphore(os.cpu_count() or 1)
+
+        async def ask(question: Question) -> Resolved | NotLoaded:
+            async with slots:
+                return await _Probe(question).answer_within(deadline)
+
+        return await asyncio.gather(*map(ask, questions))
+
+    return asyncio.run(resolve_all())
+
+
+class _Probe:
+    """One executor, for as long as it takes to answer. Its ``Events`` in the sense of ``child``."""
+
+    def __init__(self, question: Question) -> None:
+        self._worker = question.spec.worker
+        loop = asyncio.get_running_loop()
+        self._answer: asyncio.Future[Resolved | NotLoaded] = loop.create_future()
+        self._gone = asyncio.Event()
+        self._last_line = ""
+        self._executor = ProcessExecutor(self, question.environment)
+        self._executor.send(frame(Kind.HELLO, pack_json(question.spec)))
+
+    async def answer_within(self, deadline: float) -> Resolved | NotLoaded:
+        """The answer; whatever happens, the process is gone when this returns."""
+        try:
+            done, _ = await asyncio.wait([self._answer], timeout=deadline)
+            if not done:
+                return self._not_loaded(f"its task did not get ready within {deadline:g} s{self._said()}")
+            self._executor.send(frame(Kind.STOP))
+            await self._wait_until_gone(_EXIT_GRACE)
+            return self._answer.result()
+        finally:
+            self._executor.kill()
+            await self._gone.wait()
+
+    async def _wait_until_gone(self, seconds: float) -> None:
+        waiting = asyncio.ensure_future(self._gone.wait())
+        await asyncio.wait([waiting], timeout=seconds)
+        waiting.cancel()
+
+    def on_frame(self, kind: int, payload: bytes) -> None:
+        """Take one frame: the answer, or a log line of the task, which nobody has asked for."""
+        if kind == Kind.READY:
+            self._set_answer(msgspec.json.decode(payload, type=Resolved))
+        elif kind == Kind.FAILED:
+            self._set_answer(NotLoaded(msgspec.json.decode(payload)["text"]))
+
+    def on_batch_end(self) -> None:
+        """Nothing is gathered in batches here."""
+
+    def on_output(self, stream: str, line: str) -> None:  # noqa: ARG002 - Events' signature
+        """Keep the last line that the task wrote: it may be all there is to say why it died."""
+        self._last_line = line
+
+    def on_exit(self, status: Exit) -> None:
+        """It is gone; if that was all, say how."""
+        how = classify(status, oom_killed=False).message
+        self._set_answer(self._not_loaded(f"its task did not load: {how}{self._said()}"))
+        self._executor.close()
+        self._gone.set()
+
+    def _set_answer(self, answer: Resolved | NotLoaded) -> None:
+        if not self._answer.done():
+            self._answer.set_result(answer)
+
+    def _not_loaded(self, why: str) -> NotLoaded:
+        return NotLoaded(f"worker {self._worker!r}: {why}")
+
+    def _said(self) -> str:
+        return f"; its last line was {self._last_line!r}" if self._last_line else ""
