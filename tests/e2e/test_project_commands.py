@@ -58,7 +58,7 @@ def project(folder: Path, workerkit: Run) -> Path:
     return folder / "shop"
 
 
-def tests_of_the_project(run: Run) -> subprocess.CompletedProcess[str]:
+def run_own_tests(run: Run) -> subprocess.CompletedProcess[str]:
     # Warnings are errors: what we hand out must not begin with one.
     return run(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir=.")
 
@@ -66,14 +66,14 @@ def tests_of_the_project(run: Run) -> subprocess.CompletedProcess[str]:
 def test_from_nothing_to_supervisor_files(project: Path, run: Run, workerkit: Run) -> None:
     """The way of every new user: each step ends with 0 and leaves the next one possible."""
     assert workerkit("config", "check").stdout == "ok: 1 worker, 1 queue\n"
-    first = tests_of_the_project(run)
+    first = run_own_tests(run)
     assert first.returncode == 0, first.stdout
     assert "2 passed" in first.stdout
 
     added = workerkit("new", "worker", "resize")
     assert added.returncode == 0, added.stderr
     assert workerkit("config", "check").stdout == "ok: 2 workers, 2 queues\n"
-    second = tests_of_the_project(run)
+    second = run_own_tests(run)
     assert second.returncode == 0, second.stdout
     assert "3 passed" in second.stdout
 

@@ -4,12 +4,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pika.exceptions
 import pytest
 from support.rabbit import Rabbit
-from support.workers import Project, eventually
+from support.workers import Project, Worker, eventually
 
 from workerkit.testing.rabbitmq import PrivateRabbitmq, RabbitmqMissing
 
@@ -88,6 +89,27 @@ class Feeder(threading.Thread):
         return self.confirmed
 
 
+def _crash_and_time_the_recovery(node: PrivateRabbitmq, worker: Worker, feeder: Feeder, round_: int) -> float:
+    """Seconds from the first answer of the restarted node's port until the worker consumes."""
+    enough = len(feeder.confirmed) + 100
+    eventually(lambda: len(feeder.confirmed) >= enough, "some load")
+    node.flush()
+    node.kill()
+    worker.wait_for("conn.lost", count=round_)
+    answered: list[float] = []
+
+    def watch() -> None:
+        eventually(lambda: answers(node.port), "the port answers")
+        answered.append(time.time())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    node.start()
+    watcher.join()
+    up = worker.wait_for("conn.up", count=round_)
+    return datetime.fromisoformat(up["timestamp"]).timestamp() - answered[0]
+
+
 @pytest.mark.timeout(180)
 def test_a_broker_killed_under_load_loses_nothing_and_is_consumed_again_within_two_seconds(
     fragile: Project, node: PrivateRabbitmq
@@ -98,22 +120,7 @@ def test_a_broker_killed_under_load_loses_nothing_and_is_consumed_again_within_t
     feeder = Feeder(node.url, "load")
     feeder.start()
     for round_ in (1, 2):
-        enough = len(feeder.confirmed) + 100
-        eventually(lambda: len(feeder.confirmed) >= enough, "some load")
-        node.flush()
-        node.kill()
-        worker.wait_for("conn.lost", count=round_)
-        answered: list[float] = []
-        watcher = threading.Thread(
-            target=lambda: (eventually(lambda: answers(node.port), "the port"), answered.append(time.time()))
-        )
-        watcher.start()
-        node.start()
-        watcher.join()
-        up = worker.wait_for("conn.up", count=round_)
-        from datetime import datetime
-
-        late = datetime.fromisoformat(up["timestamp"]).timestamp() - answered[0]
+        late = _crash_and_time_the_recovery(node, worker, feeder, round_)
         print(f"consuming {late:.2f} s after the port answered")
         assert late < 2.0
     confirmed = feeder.stop()

@@ -8,6 +8,9 @@ from typing import Any, Self
 
 import pika
 
+from workerkit.brokers.rabbitmq.amqp import RawProperties
+from workerkit.properties import Properties, encode
+
 
 class Rabbit:
     """A blocking connection with confirms, for publishing to and looking at queues."""
@@ -28,7 +31,10 @@ class Rabbit:
         for body in bodies:
             raw = body if isinstance(body, bytes) else json.dumps(body).encode()
             given = {"message_id": raw.decode("utf-8", "replace")[:200], "delivery_mode": 2, **properties}
-            self._channel.basic_publish(exchange, queue, raw, pika.BasicProperties(**given), mandatory=True)
+            # pika cannot encode a float header; other clients can, and do.
+            floats = any(isinstance(value, float) for value in given.get("headers", {}).values())
+            encoded = RawProperties(encode(Properties(**given))) if floats else pika.BasicProperties(**given)
+            self._channel.basic_publish(exchange, queue, raw, encoded, mandatory=True)
 
     def declare(self, queue: str, **arguments: Any) -> None:
         given = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}

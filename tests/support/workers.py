@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -46,10 +47,8 @@ class Worker:
         for line in self.process.stdout:
             with self._arrived:
                 self.raw.append(line.rstrip())
-                try:
+                with contextlib.suppress(ValueError):
                     self.lines.append(json.loads(line))
-                except ValueError:
-                    pass
                 self._arrived.notify_all()
 
     def events(self, event: str, **match: Any) -> list[dict[str, Any]]:

@@ -30,8 +30,8 @@ def list_(context: Context, *, as_json: bool) -> None:
     Unacknowledged messages cannot be seen over AMQP; they are in RabbitMQ's management page.
     """
     settings = context.loaded.settings
-    names = _configured(settings)
-    topologies, states = asyncio.run(_look(settings, names))
+    _note_left_out(settings)
+    topologies, states = asyncio.run(_look(settings, _configured(settings)))
     rows = [
         _row(topology, queue, states[queue.name])
         for topology in topologies
@@ -81,7 +81,9 @@ def show(context: Context, name: str, *, as_json: bool) -> None:
         print_table(("EXCHANGE", "TYPE", "ROUTING KEY", "ARGUMENTS"), [list(map(cell, b.values())) for b in bindings])
     for queue in parts:
         click.echo(f"\narguments of {queue.name}:")
-        print_table(("ARGUMENT", "VALUE"), [(key, cell(value)) for key, value in sorted(queue.arguments.items())])
+        print_table(
+            ("ARGUMENT", "VALUE"), [(key, cell(value) or "''") for key, value in sorted(queue.arguments.items())]
+        )
 
 
 @queues.command()
@@ -95,6 +97,8 @@ def declare(context: Context, names: tuple[str, ...]) -> None:
     """
     settings = context.loaded.settings
     configured = _configured(settings)
+    if not names:
+        _note_left_out(settings)
     for name in names:
         if name not in configured:
             _note_unconfigured(name, settings)
@@ -166,14 +170,15 @@ async def _declare(settings: Settings, names: list[str]) -> None:
 
 
 def _configured(settings: Settings) -> list[str]:
-    """The queues of the configuration, in its order. A worker whose queue only its task names is said so on stderr."""
-    names = dict.fromkeys(settings.queues)
+    """The queues of the configuration, in its order."""
+    return list(dict.fromkeys([*settings.queues, *(w.queue for w in settings.workers.values() if w.queue)]))
+
+
+def _note_left_out(settings: Settings) -> None:
+    """Say on stderr whose queue is not among the configured ones, since only the task names it."""
     for name, worker in settings.workers.items():
         if worker.queue is None:
             click.echo(f"note: worker {name!r} is left out: its queue is named by its task, not here", err=True)
-        else:
-            names[worker.queue] = None
-    return list(names)
 
 
 def _note_unconfigured(name: str, settings: Settings) -> None:
@@ -183,7 +188,7 @@ def _note_unconfigured(name: str, settings: Settings) -> None:
 def _near(name: str, settings: Settings) -> str:
     from workerkit.settings.tree import did_you_mean
 
-    return did_you_mean(name, [*settings.queues, *(worker.queue or "" for worker in settings.workers.values())])
+    return did_you_mean(name, _configured(settings))
 
 
 def _row(topology: Topology, queue: Queue, state: QueueState | None) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""A message as a callback gets it, and what it told its worker."""
+
+from collections.abc import Callable
+
+import pytest
+
+from workerkit import MessageAdapter, Properties
+from workerkit.message import Incoming
+from workerkit.payload import body_decoder
+from workerkit.properties import encode
+from workerkit.settlement import Outcome
+
+MakeMessage = Callable[..., MessageAdapter]
+
+
+@pytest.fixture
+def sent() -> list[Outcome]:
+    """What went over the wire."""
+    return []
+
+
+@pytest.fixture
+def make_message(sent: list[Outcome]) -> MakeMessage:
+    def make(
+        body: bytes = b"{}", *, payload_type: object = None, raw: bytes | None = None, **properties
+    ) -> MessageAdapter:
+        incoming = Incoming(
+            queue="jobs",
+            exchange="images",
+            routing_key="uploaded.png",
+            redelivered=True,
+            attempt=2,
+            raw_properties=encode(Properties(**properties)) if raw is None else raw,
+            body=body,
+        )
+        return MessageAdapter(incoming, sent.append, body_decoder(payload_type))
+
+    return make
+
+
+@pytest.fixture
+def message(make_message: MakeMessage) -> MessageAdapter:
+    return make_message()
