@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 
-
 from workerkit import AlreadySettled, Cause, MessageAdapter, Reason, RejectMessage, RetryMessage, UndecodableBody
 from workerkit.settlement import ACK, RELEASE, Outcome, Verb
 
