@@ -284,6 +284,25 @@ def test_a_message_released_fifty_times_is_not_dropped_by_the_brokers_delivery_l
     assert worker.stop() == 0
 
 
+def test_a_message_that_lost_its_connection_often_is_renewed_before_the_limit_drops_it(
+    modern: tuple[Project, Rabbit], queue_name: str
+) -> None:
+    """Twenty lost connections make RabbitMQ 4 drop a message in silence; a copy in time begins a new count."""
+    project, rabbit = modern
+    queue = queue_name[-8:]
+    worker = start(project, queue)
+    worker.stop()
+    rabbit.publish(queue, {"do": "ack"})
+    for _ in range(12):
+        with Rabbit(project.environment["AMQP_URL"]) as careless:
+            careless.hold(queue)
+    second = project.start("verbs")
+    second.wait_for("message.renewed")
+    second.wait_for("message.settled", outcome="acked", attempt=1)
+    assert second.stop() == 0
+    assert rabbit.ready(queue) == 0
+
+
 def test_prefetched_messages_do_not_pay_for_their_neighbours_death(
     project: Project, rabbit: Rabbit, queue: str
 ) -> None:

@@ -59,6 +59,11 @@ class Rabbit:
                 return taken
             taken.append((body, properties))
 
+    def hold(self, queue: str) -> None:
+        """Take one message and keep it unacknowledged until the connection ends."""
+        method, _, _ = self._channel.basic_get(queue)
+        assert method is not None
+
     def dead(self, queue: str) -> list[tuple[Any, dict[str, Any]]]:
         """Take the dead letters of a queue: bodies and headers."""
         return [(json.loads(body), properties.headers) for body, properties in self.take_all(f"{queue}.dead")]

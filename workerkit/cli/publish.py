@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from workerkit.settings import Settings
 
 _CHUNK = 64 * 1024
+_Source = io.FileIO | io.BytesIO
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _publish_one(
 
 
 def _publish_lines(
-    settings: Settings, queue: str, delay: float | None, letterhead: _Letterhead, source: BinaryIO, *, as_json: bool
+    settings: Settings, queue: str, delay: float | None, letterhead: _Letterhead, source: _Source, *, as_json: bool
 ) -> int:
     from workerkit.brokers.rabbitmq.bulk import Outgoing
     from workerkit.cli.terminal import INTERRUPTED, progress_bar
@@ -214,8 +215,11 @@ def _at_line(published: Published) -> Exception:
     return failure.error
 
 
-def _open(body: str | None) -> BinaryIO:
-    """Where the body, or the lines, come from."""
+def _open(body: str | None) -> _Source:
+    """Where the body, or the lines, come from.
+
+    Unbuffered: what is there is read at once, and closing does not wait for a thread that still reads.
+    """
     if body is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise click.UsageError("there is no BODY: write it as an argument, as @FILE, or pipe it in")
@@ -224,21 +228,22 @@ def _open(body: str | None) -> BinaryIO:
         return _standard_input()
     if body.startswith("@"):
         try:
-            return open(body[1:], "rb")  # noqa: PTH123 - the caller closes it
+            return io.FileIO(body[1:])
         except OSError as error:
             raise BadData(f"cannot read {body[1:]}: {error.strerror}") from None
     return io.BytesIO(os.fsencode(body))
 
 
-def _standard_input() -> BinaryIO:
-    """Standard input with a buffer of its own: a thread may be reading it when the interpreter tears down its own."""
+def _standard_input() -> _Source:
     try:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
-    except (AttributeError, OSError):
-        return sys.stdin.buffer
+        descriptor = sys.stdin.fileno()
+        os.set_blocking(descriptor, True)  # some programs leave it otherwise, and then an empty pipe looks like its end
+        return io.FileIO(descriptor, closefd=False)
+    except (AttributeError, OSError):  # closed, or not a real one
+        return io.BytesIO(sys.stdin.buffer.read() if sys.stdin else b"")
 
 
-async def _lines(source: BinaryIO) -> AsyncIterator[tuple[int, bytes]]:
+async def _lines(source: _Source) -> AsyncIterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers, as soon as they are there."""
     number = 0
     started: list[bytes] = []  # of a line that is longer than what was read at once
@@ -257,7 +262,7 @@ async def _lines(source: BinaryIO) -> AsyncIterator[tuple[int, bytes]]:
         yield number + 1, last.removesuffix(b"\r")
 
 
-async def _read(source: BinaryIO) -> bytes:
+async def _read(source: _Source) -> bytes:
     """What there is to read, in a thread that nobody waits for: a pipe may stay silent, and Ctrl-C must work."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[bytes] = loop.create_future()
@@ -273,7 +278,7 @@ async def _read(source: BinaryIO) -> bytes:
     def read() -> None:
         chunk, failed = b"", None
         try:
-            chunk = source.read1(_CHUNK) if isinstance(source, io.BufferedReader | io.BytesIO) else source.read(_CHUNK)
+            chunk = source.read(_CHUNK)
         except (OSError, ValueError) as error:
             failed = error
         with contextlib.suppress(RuntimeError):  # the loop is closed: interrupted meanwhile

@@ -236,16 +236,12 @@ class Consumer:
             if self._consuming and not self._paused and not self._stop.is_set():
                 self._in_background(self._broker.resume())
 
-    def on_load_failed(self, text: str, trace: str, *, configuration: bool) -> None:
-        """An executor could not load the task."""
-        if not configuration:
-            self._log.error("executor.not_ready", cause=text, stack=trace)
-        elif not self._resolved.done():
+    def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
+        """An executor could not load the task: the end of a start, a nuisance in a worker that ran (a deploy, say)."""
+        if fatal and not self._resolved.done():
             self._resolved.set_exception(TaskLoadError(text))
         else:
-            self._log.critical("worker.failed", cause=text)
-            self.exit_code = ExitCode.CONFIGURATION
-            self.stop("task does not load")
+            self._log.error("executor.not_ready", cause=text, **({"stack": trace} if trace else {}))
 
     def on_stalled(self) -> None:
         """No executor gets ready: let other workers have the messages until one does."""

@@ -50,8 +50,8 @@ class Owner(Protocol):
     def on_ready(self, resolved: Resolved) -> None:
         """An executor is ready for messages."""
 
-    def on_load_failed(self, text: str, trace: str, *, configuration: bool) -> None:
-        """An executor could not load the task; unless it is the configuration, another one will try."""
+    def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
+        """An executor could not load the task. Fatal: the first one, for a reason that trying again cannot mend."""
 
     def on_unstarted(self, deliveries: list[Delivery]) -> None:
         """These were not started and will not be."""
@@ -92,6 +92,7 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._executor: Executor | None = None
         self._ready = False
+        self._was_ready = False  # some executor was: what fails to load now did load before, so it is tried again
         self._ending = False
         self._seq = 0
         self._waiting: list[Delivery] = []
@@ -212,8 +213,9 @@ class Keeper:
                 self._loop.call_later(SHUTDOWN_TIMEOUT + EXIT_TIMEOUT, self._executor.kill)
         elif kind == Kind.FAILED:
             failure = msgspec.json.decode(payload)
-            self._ending = self._ending or bool(failure["configuration"])
-            self._owner.on_load_failed(failure["text"], failure["traceback"], configuration=failure["configuration"])
+            fatal = bool(failure["configuration"]) and not self._was_ready
+            self._ending = self._ending or fatal
+            self._owner.on_load_failed(failure["text"], failure["traceback"], fatal=fatal)
 
     def on_batch_end(self) -> None:
         """One read is done: what it finished is acknowledged together."""
@@ -225,7 +227,7 @@ class Keeper:
         self._log.info(line, logger=stream)
 
     def _on_ready(self, resolved: Resolved) -> None:
-        self._ready = True
+        self._ready = self._was_ready = True
         self._failed_starts = 0
         # A debugger may take hours.
         self._clock.callback_timeout = None if self._spec.inline else resolved.callback_timeout

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from workerkit.supervision import Instance, SupervisorControl
+
 
 @pytest.fixture
 def generated(project, invoke):
@@ -111,3 +113,28 @@ def test_workers_as_json_says_whether_supervisor_runs(project, invoke):
     assert result["supervisor_running"] is False
     assert result["instances"] == []
     assert [worker["name"] for worker in result["workers"]] == ["hello"]
+
+
+def test_workers_shows_the_live_instances_of_the_workers_group(project, invoke, monkeypatch):
+    """With the reason where one does not run; programs of the project's own are no workers."""
+
+    def instance(name, group, state, pid, description):
+        uptime = 3725 if pid else None
+        return Instance(name, group, state, pid, uptime, exit_status=None, description=description, spawn_error="")
+
+    live = [
+        instance("web", "web", "RUNNING", 10, "pid 10, uptime 1:02:05"),
+        instance("hello_00", "workers", "RUNNING", 11, "pid 11, uptime 1:02:05"),
+        instance("hello_01", "workers", "FATAL", None, "Exited too quickly"),
+    ]
+    monkeypatch.setattr(SupervisorControl, "instances", lambda _: live)
+    configured, rows = invoke("workers").stdout.split("\n\n")
+    assert configured.splitlines()[0].split()[-1] == "RUNNING"
+    assert configured.splitlines()[1].split()[-1] == "1"
+    assert [row.split(maxsplit=4) for row in rows.splitlines()] == [
+        ["INSTANCE", "STATE", "PID", "UPTIME", "DETAIL"],
+        ["workers:hello_00", "RUNNING", "11", "1:02:05"],
+        ["workers:hello_01", "FATAL", "-", "-", "Exited too quickly"],
+    ]
+    as_json = json.loads(invoke("workers", "--json").stdout)
+    assert [(item["name"], item["uptime"]) for item in as_json["instances"]] == [("hello_00", 3725), ("hello_01", None)]

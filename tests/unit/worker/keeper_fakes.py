@@ -68,6 +68,7 @@ class FakeExecutor:
         self._unread: list[tuple[int, bytes]] = []  # frames of ours that the consumer has not read yet
         self.page, self._page_fd = Page.create()
         self.sent: list[tuple[int, bytes]] = []
+        self.begun: set[int] = set()
         self.killed = False
         self.closed = False
         self.stacks_asked = asyncio.Event()
@@ -132,6 +133,7 @@ class FakeExecutor:
         if phase is Phase.CALLBACK and seq <= self.page.void:
             self.page.end()
             return False
+        self.begun.add(seq)
         return True
 
     def settle(self, seq: int, outcome: Outcome = ACK) -> None:
@@ -223,8 +225,8 @@ class Stage:
     def executor(self) -> FakeExecutor:
         return self.executors[-1]
 
-    async def ready(self, *tags: int, **resolved: Any) -> FakeExecutor:
-        """An executor that is ready and has been given these messages."""
+    def ready(self, *tags: int, **resolved: Any) -> FakeExecutor:
+        """The executor, which is ready and has been given these messages."""
         self.executor.ready(**resolved)
         self.forward(*tags)
         return self.executor
@@ -232,12 +234,16 @@ class Stage:
     def forward(self, *tags: int) -> None:
         self.keeper.forward([make_delivery(tag) for tag in tags])
 
-    async def replacement(self) -> FakeExecutor:
-        """Wait for the next executor, and let it get ready."""
+    async def next_executor(self) -> FakeExecutor:
+        """Wait for the executor after one that died."""
         while self.executor.closed:
             self._started.clear()
             await self._started.wait()
-        self.executor.ready()
+        return self.executor
+
+    async def replacement(self) -> FakeExecutor:
+        """Wait for the next executor, and let it get ready."""
+        (await self.next_executor()).ready()
         return self.executor
 
     def events(self, name: str) -> list[Any]:

@@ -99,6 +99,9 @@ class RabbitmqBroker:
         self._used = False  # the present channel has had deliveries
         self._stalled_checks = 0
         self._native = False
+        self._limited = False  # returns are limited by the broker, and nobody else counts them
+        self._worn: list[Delivery] = []
+        self._renewing: set[asyncio.Task[None]] = set()
         self._paused = False
         self._lost: asyncio.Future[str]
         self._keeper: asyncio.Task[None] | None = None
@@ -149,6 +152,7 @@ class RabbitmqBroker:
         try:
             # Decided anew for each connection, from the server that answered: never guessed from the arguments alone.
             self._native = connection.version.delays_retries and self._queue.delayed_retry is not None
+            self._limited = connection.version.limits_deliveries and self._queue.type == "quorum" and not self._native
             topology = derive(
                 self._subscription.queue,
                 self._queue,
@@ -252,11 +256,12 @@ class RabbitmqBroker:
         if self._channel is not channel:
             return
         self._served = self._used = True
-        queue, native = self._subscription.queue, self._native
-        deliveries = []
+        queue, native, limited = self._subscription.queue, self._native, self._limited
+        deliveries: list[Delivery] = []
         for raw in batch:
             self._unacked.add(raw.tag)
-            deliveries.append(
+            worn = limited and copies.is_worn(raw.properties)
+            (self._worn if worn else deliveries).append(
                 Delivery(
                     queue=queue,
                     exchange=raw.exchange,
@@ -269,7 +274,20 @@ class RabbitmqBroker:
                     tag=raw.tag,
                 )
             )
-        self._events.on_deliveries(deliveries)
+        if self._worn:
+            self._renew()
+        if deliveries:
+            self._events.on_deliveries(deliveries)
+
+    def _renew(self) -> None:
+        """Put messages back as copies before the broker's delivery limit drops them."""
+        worn, self._worn = self._worn, []
+        for delivery in worn:
+            self._log.info("message.renewed", queue=delivery.queue, delivery_tag=delivery.tag, attempt=delivery.attempt)
+            copy = self._copy_then_ack(delivery, Queue(delivery.queue), copies.renewed(delivery), declare_first=False)
+            task = asyncio.create_task(copy)
+            self._renewing.add(task)
+            task.add_done_callback(self._renewing.discard)
 
     async def pause(self) -> None:
         """Cancel the subscription; what was delivered stays ours."""
@@ -363,8 +381,9 @@ class RabbitmqBroker:
     async def close(self) -> None:
         """Stop reconnecting, flush, close both connections in order."""
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+            for task in (self._keeper, *self._renewing):
+                task.cancel()
+            await asyncio.wait({self._keeper, *self._renewing})
         self._channel = None
         await self._publisher.close()
         if self._connection is not None:

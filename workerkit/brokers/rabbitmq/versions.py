@@ -16,6 +16,9 @@ CANCELS_CONSUMERS_OF_RECREATED_QUEUES = (4, 0)
 drops it: the consumer is listed, nothing is ready, nothing arrives. Only a new channel helps. It also refuses the
 consumer argument ``x-cancel-on-ha-failover``, which asks for the cancel, on quorum queues."""
 
+DEFAULT_DELIVERY_LIMIT = (4, 0)
+"""Quorum queues without a delivery limit of their own have one of 20 from this version on."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerVersion:
@@ -40,3 +43,8 @@ class ServerVersion:
     def moves_consumers_silently(self) -> bool:
         """Whether a consumer can be left on a re-created queue without being told."""
         return self.numbers < CANCELS_CONSUMERS_OF_RECREATED_QUEUES
+
+    @property
+    def limits_deliveries(self) -> bool:
+        """Whether a quorum queue drops a message that came back often."""
+        return self.numbers >= DEFAULT_DELIVERY_LIMIT

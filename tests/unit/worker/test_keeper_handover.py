@@ -1,0 +1,336 @@
+"""Forwarding, taking back, handing back, ending: every delivery leaves the keeper exactly once."""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keeper_fakes import FakeExecutor, Stage
+
+from workerkit import Cause, Reason
+from workerkit.settlement import ACK, Outcome, Verb
+from workerkit.worker import keeper as keeper_module
+from workerkit.worker.child import Exit
+from workerkit.worker.link import Kind, Phase
+
+STOPPED = Exit(code=0, signal=None)
+
+
+async def test_messages_wait_until_an_executor_is_ready() -> None:
+    """They arrive in order, once."""
+    stage = Stage()
+    stage.forward(1, 2)
+    assert stage.keeper.busy
+    assert stage.executor.delivered == []
+    stage.executor.ready()
+    stage.forward(3)
+    assert stage.executor.delivered == [1, 2, 3]
+    assert [resolved.queue for resolved in stage.owner.resolved] == ["jobs"]
+
+
+async def test_what_one_read_brought_is_flushed_once_after_it() -> None:
+    """Acknowledgements of one batch share a frame; none of them waits for the next batch."""
+    stage = Stage()
+    executor = stage.ready(1, 2, 3)
+    executor.settle(1)
+    executor.settle(2)
+    assert stage.settler.flushed == 0
+    executor.drain()
+    assert stage.settler.settled == [(1, ACK), (2, ACK)]
+    assert stage.settler.flushed == 2
+
+
+async def test_lines_and_output_are_passed_on() -> None:
+    """Log lines as they are, prints as events of their stream."""
+    stage = Stage()
+    stage.executor.say(Kind.LOG, b'{"event":"x"}\n')
+    stage.keeper.on_output("stderr", "careful")
+    assert stage.owner.lines == [b'{"event":"x"}\n']
+    assert stage.events("careful")[0]["logger"] == "stderr"
+
+
+async def test_recall_takes_back_what_was_not_started_and_leaves_the_running_one() -> None:
+    """What the executor finds in its socket afterwards is void."""
+    stage = Stage()
+    executor = stage.ready(1, 2, 3)
+    executor.finish(1)
+    executor.begin(2)
+    taken = await stage.keeper.recall()
+    assert [delivery.tag for delivery in taken] == [3]
+    executor.settle(2)
+    executor.page.end()
+    executor.drain()
+    assert not executor.begin(3)
+    assert stage.settler.settled == [(1, ACK), (2, ACK)]
+    assert not stage.keeper.busy
+
+
+async def test_recall_loses_no_settlement_that_is_under_way() -> None:
+    """A message that finished during the recall is settled, not handed back."""
+    stage = Stage()
+    executor = stage.ready(1, 2)
+    executor.begin(1)
+    executor.settle(1)
+    executor.page.end()
+    taken = await stage.keeper.recall()
+    assert [delivery.tag for delivery in taken] == [2]
+    assert stage.settler.settled == [(1, ACK)]
+
+
+async def test_recall_does_not_touch_what_is_forwarded_meanwhile() -> None:
+    """Paused and resumed at once: the new message may be running already, so it is not handed back."""
+    stage = Stage()
+    executor = stage.ready(1)
+    recall = asyncio.create_task(stage.keeper.recall())
+    await asyncio.sleep(0)
+    stage.forward(2)
+    assert executor.begin(2), "it is not void"
+    executor.page.end()
+    assert [delivery.tag for delivery in await recall] == [1]
+    executor.finish(2)
+    assert stage.settler.settled == [(2, ACK)]
+
+
+async def test_recall_asks_the_replacement_too_when_the_executor_dies_meanwhile() -> None:
+    """The replacement was given the unstarted messages: they are void there before they count as taken back."""
+    stage = Stage()
+    first = stage.ready(1)
+    recall = asyncio.create_task(stage.keeper.recall())
+    await asyncio.sleep(0)
+    first.die()
+    second = await stage.replacement()
+    assert second.delivered == [1]
+    assert [delivery.tag for delivery in await recall] == [1]
+    assert not second.begin(1)
+
+
+async def test_recall_without_an_executor_takes_what_waits() -> None:
+    """Between two executors everything is unstarted."""
+    stage = Stage()
+    stage.ready(1, 2).die()
+    assert [delivery.tag for delivery in await stage.keeper.recall()] == [1, 2]
+    assert not stage.keeper.busy
+
+
+async def test_forget_drops_what_was_not_started_and_counts_it() -> None:
+    """The channel is gone: the broker has them back. The one that runs is settled later, as stale."""
+    stage = Stage()
+    executor = stage.ready(1, 2, 3)
+    executor.begin(1)
+    assert stage.keeper.forget() == 2
+    executor.settle(1)
+    executor.drain()
+    assert stage.settler.settled == [(1, ACK)]
+    assert not executor.begin(2)
+
+
+async def test_a_settlement_of_a_forgotten_message_is_dropped_and_logged() -> None:
+    """It had begun in the instant in which its channel went: nothing may be sent for it."""
+    stage = Stage()
+    executor = stage.ready(1)
+    stage.keeper.forget()
+    executor.settle(1)
+    executor.drain()
+    assert stage.settler.settled == []
+    assert len(stage.events("settle.dropped")) == 1
+
+
+async def test_recall_leaves_a_message_whose_shutdown_was_asked_for() -> None:
+    """Its attempt is over: taking it back as unstarted would forget that."""
+    stage = Stage()
+    stage.ready(1, 2).begin(1)
+    stage.executor.die()
+    second = await stage.replacement()
+    assert [delivery.tag for delivery in await stage.keeper.recall()] == [2]
+    second.finish(1, Outcome(Verb.NACK, cause=Cause(Reason.SIGNAL, "x")))
+    assert [tag for tag, _ in stage.settler.settled] == [1]
+
+
+async def test_at_the_deadline_the_running_message_goes_back_unblamed() -> None:
+    """We ended it, not the message: it is not an attempt."""
+    stage = Stage()
+    executor = stage.ready(1, 2)
+    executor.begin(1)
+    stage.keeper.hand_back()
+    assert executor.killed
+    executor.die()
+    assert stage.owner.unstarted == [1, 2]
+    assert stage.settler.settled == []
+    assert not stage.keeper.busy
+
+
+async def test_at_the_deadline_a_message_that_has_killed_is_settled_by_the_default() -> None:
+    """Its attempt did fail: handing it back uncounted would let it kill again."""
+    stage = Stage()
+    stage.ready(1, 2).begin(1)
+    stage.executor.die()
+    second = await stage.replacement()
+    second.begin(1, Phase.SHUTDOWN)
+    stage.keeper.hand_back()
+    second.die()
+    assert [(tag, outcome.verb) for tag, outcome in stage.settler.settled] == [(1, Verb.NACK)]
+    assert stage.owner.unstarted == [2]
+
+
+async def test_at_the_deadline_between_two_executors_nothing_is_left_behind() -> None:
+    """There is nobody to kill: the dead one's message is settled, the others go back at once."""
+    stage = Stage()
+    stage.ready(1, 2).begin(1)
+    stage.executor.die()
+    stage.keeper.hand_back()
+    assert [tag for tag, _ in stage.settler.settled] == [1]
+    assert stage.owner.unstarted == [2]
+    assert not stage.keeper.busy
+
+
+async def test_end_asks_the_executor_to_stop_and_starts_no_other() -> None:
+    """STOP first; it ends by itself."""
+    stage = Stage()
+    executor = stage.ready()
+    ending = asyncio.create_task(stage.keeper.end())
+    await asyncio.sleep(0)
+    assert executor.sent[-1][0] == Kind.STOP
+    assert not executor.killed
+    executor.die(STOPPED)
+    await ending
+    assert not stage.keeper.alive
+    assert stage.events("executor.exit") == []
+
+
+async def test_an_executor_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An atexit handler that hangs must not hold up the worker."""
+    monkeypatch.setattr(keeper_module, "EXIT_TIMEOUT", 0.0)
+    stage = Stage()
+    executor = stage.ready()
+    killed = asyncio.Event()
+    executor.kill = killed.set  # type: ignore[method-assign]
+    ending = asyncio.create_task(stage.keeper.end())
+    await killed.wait()
+    executor.die()
+    await ending
+
+
+async def test_an_executor_that_cannot_load_gives_its_messages_back_and_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other workers have the messages meanwhile; the owner is told to stop taking any."""
+    monkeypatch.setattr(keeper_module, "RESTART_DELAYS", (0.0,))
+    stage = Stage()
+    stage.ready(1).die()
+    failing = await stage.next_executor()
+    failing.fail(configuration=False)
+    failing.die(Exit(code=75, signal=None))
+    assert stage.owner.failures == [("why", False)]
+    assert (stage.owner.unstarted, stage.owner.stalled) == ([1], 1)
+    await stage.replacement()
+    stage.forward(2)
+    assert stage.executor.delivered == [2]
+
+
+async def test_a_task_that_is_configured_wrongly_is_not_tried_again() -> None:
+    """It would fail in the same way each time: the worker ends and says why."""
+    stage = Stage()
+    stage.executor.fail(configuration=True)
+    stage.executor.die(Exit(code=78, signal=None))
+    assert stage.owner.failures == [("why", True)]
+    assert stage.keeper._restart is None
+
+
+async def test_a_process_that_cannot_be_started_is_tried_again_and_its_messages_go_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No memory or no descriptors: messages must not wait here for as long as that lasts."""
+    monkeypatch.setattr(keeper_module, "RESTART_DELAYS", (0.0,))
+    stage = Stage()
+    stage.start_errors = [OSError("no processes"), OSError("no processes")]
+    stage.ready(1).die()
+    await stage.replacement()
+    assert len(stage.events("executor.not_started")) == 2
+    assert stage.owner.unstarted == [1]
+    assert stage.owner.stalled == 2
+
+
+async def test_inline_there_is_no_other_executor() -> None:
+    """The main thread ended: the worker ends with it."""
+    stage = Stage(inline=True)
+    stage.ready().die()
+    assert stage.owner.lost == 1
+    assert stage.keeper._restart is None
+
+
+async def test_stacks_name_the_message_that_runs() -> None:
+    """What an operator asks for with USR1."""
+    stage = Stage()
+    executor = stage.ready(1)
+    assert (await stage.keeper.stacks())["note"] == "no message is being worked on"
+    executor.begin(1)
+    about = await stage.keeper.stacks()
+    assert (about["message_id"], about["stack"], about["executor_pid"]) == ("m1", "the stacks", 4711)
+    executor.die()
+    assert await stage.keeper.stacks() == {"note": "the executor is being replaced"}
+
+
+STEPS = st.sampled_from(
+    ["forward", "finish", "begin", "die", "replace", "recall", "forget", "shutdown", "settle and die"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(STEPS, max_size=25))
+def test_every_delivery_leaves_exactly_once(steps: list[str]) -> None:
+    """Whatever happens in whatever order: settled, taken back or forgotten, never two of these, never none."""
+    asyncio.run(_play(steps))
+
+
+async def _play(steps: list[str]) -> None:
+    stage = Stage()
+    stage.executor.ready()
+    left: list[int] = []
+    forgotten = 0
+    tag = 0
+    for step in steps:
+        executor = stage.executor
+        if executor.closed:
+            executor = await stage.replacement()
+        begun = executor.page.running()
+        unbegun = _unbegun(stage, executor)
+        if step == "forward":
+            tag += 1
+            stage.forward(tag)
+        elif step in ("finish", "begin", "settle and die") and not begun and unbegun:
+            seq, phase = unbegun[0]
+            executor.begin(seq, phase)
+            if step != "begin":
+                executor.settle(seq)
+            if step == "finish":
+                executor.page.end()
+                executor.drain()
+            elif step == "settle and die":
+                executor.die()
+        elif step == "finish" and begun:
+            executor.settle(begun[0])
+            executor.page.end()
+            executor.drain()
+        elif step == "shutdown" and begun and begun[1] is Phase.CALLBACK:
+            executor.announce(Cause(Reason.MEMORY, "out of memory"), begun[0])
+        elif step == "die":
+            executor.die()
+        elif step == "recall":
+            left += [delivery.tag for delivery in await stage.keeper.recall()]
+        elif step == "forget":
+            forgotten += stage.keeper.forget()
+    stage.keeper.hand_back()
+    if not stage.executor.closed:
+        stage.executor.die()
+    left += stage.owner.unstarted + [tag for tag, _ in stage.settler.settled]
+    assert len(left) == len(set(left)), "one of them left twice"
+    assert len(left) + forgotten == tag
+    assert not stage.keeper.busy
+
+
+def _unbegun(stage: Stage, executor: FakeExecutor) -> list[tuple[int, Phase]]:
+    """What the executor would begin next, from its socket: what is settled or void is not begun."""
+    done = {tag for tag, _ in stage.settler.settled} | executor.begun
+    told = [(tag, Phase.SHUTDOWN) for tag, aftermath in executor.aftermaths if aftermath.settled is None]
+    told += [(tag, Phase.CALLBACK) for tag in executor.delivered if tag > executor.page.void]
+    return [(tag, phase) for tag, phase in told if tag not in done]
