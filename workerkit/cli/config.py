@@ -162,7 +162,7 @@ def _decided(loaded: LoadedSettings, name: str, task: Resolved) -> tuple[dict[st
     # The YAML may give one half of `retry` and leave the other to the class, which the task reports as one setting.
     for part in ("max_attempts", "delays"):
         key = f"workers.{name}.retry.{part}"
-        if False and not _is_written(loaded, name, part):
+        if task.origins["retry"] == "configuration" and not _is_written(loaded, name, part):
             unchanged = getattr(task, part) == getattr(RetryPolicy(), part)
             where[key] = _ORIGIN_WORDS["default" if unchanged else "class"]
         else:
