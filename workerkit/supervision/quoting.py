@@ -34,7 +34,7 @@ def literal(value: str, where: str, *, expansions: int = 1) -> str:
     """
     if _UNWRITABLE.search(value):
         raise ConfigurationError(
-            f"{where}: {value!r} cannot be written to a Supervisor file; remove the line break or control character"
+            f"{where}: the value cannot be written to a Supervisor file; remove the line break or control character"
         )
     for _ in range(expansions):
         value = value.replace("%", "%%").replace("%%(", f"%%{_NOTHING}(")
@@ -42,7 +42,7 @@ def literal(value: str, where: str, *, expansions: int = 1) -> str:
 
 
 def environment_pair(name: str, value: str, where: str) -> str:
-    """Return ``NAME="value"`` for an ``environment`` option.
+    """Return ``NAME="value"`` for an ``environment`` option. Errors name the key, never the value: it may be a secret.
 
     Raises:
         ConfigurationError: the name is not one of an environment variable, or the value has no spelling in Supervisor's
@@ -54,11 +54,11 @@ def environment_pair(name: str, value: str, where: str) -> str:
         )
     if value != value.strip("'\""):
         raise ConfigurationError(
-            f"{where}: Supervisor strips the quotes around {value!r}; set a value without a quote at either end"
+            f"{where}: Supervisor strips quotes around a value; set one without a quote at either end"
         )
     quote = "'" if '"' in value else '"'
     if quote in value:
         raise ConfigurationError(
-            f"{where}: Supervisor cannot read {value!r}; use one kind of quotes, ' or \", not both"
+            f"{where}: Supervisor cannot read a value with both kinds of quotes; use ' or \", not both"
         )
     return f"{name}={literal(quote + value + quote, where)}"

@@ -248,6 +248,15 @@ def test_a_line_break_in_a_command_is_refused(unwritable):
         render_in(Path("/srv/shop"), one_worker(), command=["/usr/bin/python3", unwritable])
 
 
+@pytest.mark.parametrize("value", ["'hunter2'", "hunt'er\"2", "hunter2\n"])
+def test_a_value_that_supervisor_cannot_read_is_refused_without_being_shown(value):
+    """It may be a secret, and errors end in terminals and CI logs; the key is enough to find it."""
+    config = one_worker(supervisor=SupervisorSettings(environment={"PASSWORD": value}))
+    with pytest.raises(ConfigurationError, match=r"supervisor\.environment\.PASSWORD") as refused:
+        render_in(Path("/srv/shop"), config)
+    assert "hunt" not in str(refused.value)
+
+
 def test_a_project_overrides_one_template_and_keeps_the_others(tmp_path):
     """Its file replaces the packaged one of the same name; ``$$`` is a dollar."""
     (tmp_path / "program.conf").write_text("[program:$name]\n; costs $$5\ncommand=$command\nnumprocs=$instances\n")
