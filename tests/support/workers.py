@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,16 +141,16 @@ class Project:
         path = self.root / "ledger"
         return path.read_text().splitlines() if path.exists() else []
 
-    def run(self, name: str, *arguments: str, **environment: str) -> Worker:
-        """Start ``workerkit run NAME``."""
-        command = [sys.executable, "-P", "-m", "workerkit", "run", name, *arguments]
+    def run(self, name: str, *arguments: str, prefix: Sequence[str] = (), **environment: str) -> Worker:
+        """Start ``workerkit run NAME``; ``prefix`` is a command that starts it."""
+        command = [*prefix, sys.executable, "-P", "-m", "workerkit", "run", name, *arguments]
         worker = Worker(command, self.root, {**self.environment, **environment})
         self._workers.append(worker)
         return worker
 
-    def start(self, name: str, *arguments: str, **environment: str) -> Worker:
+    def start(self, name: str, *arguments: str, prefix: Sequence[str] = (), **environment: str) -> Worker:
         """As ``run``, and wait until it consumes."""
-        worker = self.run(name, *arguments, **environment)
+        worker = self.run(name, *arguments, prefix=prefix, **environment)
         worker.wait_for("worker.consuming")
         return worker
 
