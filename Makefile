@@ -12,7 +12,6 @@ setup: ## Prepare .venv, and nothing else
 
 test: setup ## Run every check: lint, then all tests against real RabbitMQ nodes
 	@scripts/rabbitmq.sh
-	@scripts/rabbitmq-next.sh
 	@scripts/check.sh
 
 lint: setup ## Check style and types

@@ -7,12 +7,10 @@ pytestmark = pytest.mark.integration
 
 RETRY = {
     "queue_type": "quorum",
-    "message_ttl": 1000,
     "dead_letter_exchange": "",
     "dead_letter_strategy": "at-least-once",
     "overflow": "reject-publish",
 }
-DEAD = {"queue_type": "quorum", "delivery_limit": 1_000_000}
 
 
 @pytest.fixture
@@ -63,8 +61,14 @@ def test_list_shows_what_is_missing_and_then_what_it_holds(project, client, queu
     client.publish(queue, "x")
     client.wait_ready(queue, 1)
     assert project.json("queues", "list")["queues"][0] == {
-        **{"name": queue, "role": "queue", "of": queue, "type": "quorum"},
-        **{"exists": True, "ready": 1, "unacked": None, "consumers": 0},
+        "name": queue,
+        "role": "queue",
+        "of": queue,
+        "type": "quorum",
+        "exists": True,
+        "ready": 1,
+        "unacked": None,
+        "consumers": 0,
     }
 
 
@@ -116,48 +120,52 @@ def test_a_queue_that_is_not_configured_is_declared_with_defaults_and_a_warning(
     assert client.exists(f"{misspelt}.retry.5m")
 
 
-@pytest.mark.parametrize(
-    ("part", "existing", "differences"),
-    [
-        ("", {"queue_type": "classic"}, ["x-queue-type should be quorum but is classic"]),
-        (
-            "",
-            {"queue_type": "quorum", "max_length": 10, "message_ttl": 5000},
-            ["x-max-length should be none but is 10", "x-message-ttl should be none but is 5000"],
-        ),
-        (
-            "",
-            {"queue_type": "classic", "durable": False, "auto_delete": True, "dead_letter_exchange": "123"},
-            [
-                "auto_delete should be false but is true",
-                "durable should be true but is false",
-                "x-dead-letter-exchange should be none but is 123",
-                "x-queue-type should be quorum but is classic",
-            ],
-        ),
-        ("", {"queue_type": "quorum", "single_active_consumer": True, "max_length": 3}, None),
-        (".retry.1s", {**RETRY, "message_ttl": 2000, "dead_letter_routing_key": "42"}, None),
-        (".dead", {"queue_type": "quorum"}, ["x-delivery-limit should be 1000000 but is none"]),
-    ],
-    ids=["type", "extra", "flags", "boolean", "values", "missing"],
-)
-def test_every_difference_from_the_broker_is_named(any_version, queue, part, existing, differences):
+DIFFERENT = [
+    # (which of the queues, how it exists, what is said of it)
+    ("", {"queue_type": "classic"}, ["x-queue-type should be quorum but is classic"]),
+    (
+        "",
+        {"queue_type": "quorum", "max_length": 10, "message_ttl": 5000},
+        ["x-max-length should be none but is 10", "x-message-ttl should be none but is 5000"],
+    ),
+    (
+        "",
+        {"queue_type": "classic", "durable": False, "auto_delete": True, "dead_letter_exchange": "123"},
+        [
+            "auto_delete should be false but is true",
+            "durable should be true but is false",
+            "x-dead-letter-exchange should be none but is 123",
+            "x-queue-type should be quorum but is classic",
+        ],
+    ),
+    (
+        "",
+        {"queue_type": "classic", "single_active_consumer": True},
+        ["x-queue-type should be quorum but is classic", "x-single-active-consumer should be none but is true"],
+    ),
+    (
+        ".retry.5s",
+        {**RETRY, "message_ttl": 2000, "dead_letter_routing_key": "42"},
+        ["x-dead-letter-routing-key should be {queue} but is 42", "x-message-ttl should be 5000 but is 2000"],
+    ),
+    (".dead", {"queue_type": "quorum"}, ["x-delivery-limit should be 1000000 but is none"]),
+]
+
+
+def test_every_difference_from_the_broker_is_named(any_version, queue):
     """One run names all that differs, in each version's words, and leaves it as it is: exit 78."""
     project, client = any_version
-    configure(project, queue)
-    if differences is None and part:
-        differences = [
-            f"x-dead-letter-routing-key should be {queue} but is 42",
-            "x-message-ttl should be 1000 but is 2000",
-        ]
-    elif differences is None:
-        differences = ["x-max-length should be none but is 3", "x-single-active-consumer should be none but is true"]
-    client.declare(f"{queue}{part}", **existing)
-    ended = project.run("queues", "declare", queue)
+    names = [f"{queue}-{number}" for number in range(len(DIFFERENT))]
+    project.write(f"queues: {{{', '.join(f'{name}: {{}}' for name in names)}}}")
+    expected = []
+    for name, (part, existing, differences) in zip(names, DIFFERENT, strict=True):
+        client.declare(f"{name}{part}", **existing)
+        expected += [f"queue '{name}{part}': {text.format(queue=name)}" for text in differences]
+    ended = project.run("queues", "declare")
     assert ended.code == 78, ended
-    said = [line.strip() for line in ended.err.splitlines()[1:-1]]
-    assert sorted(said) == [f"queue '{queue}{part}': {difference}" for difference in differences]
-    client.declare(f"{queue}{part}", **existing)
+    assert sorted(line.strip() for line in ended.err.splitlines()[1:-1]) == expected
+    for name, (part, existing, _) in zip(names, DIFFERENT, strict=True):
+        client.declare(f"{name}{part}", **existing)
 
 
 def test_what_differs_does_not_keep_the_rest_from_being_declared(project, client, queue):
