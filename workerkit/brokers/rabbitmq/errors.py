@@ -32,6 +32,8 @@ def translate(error: BaseException, url: str | None = None) -> BrokerError:
         return kind(f"{root.reply_code} {root.reply_text}")
     if isinstance(root, pika.exceptions.ConnectionClosedByBroker):
         return ConnectionLost(f"closed by the broker: {root.reply_code} {root.reply_text}")
+    if isinstance(root, ssl.SSLCertVerificationError):
+        return AccessRefused(f"the certificate of RabbitMQ{where} is not accepted: {root.verify_message}")
     text = _plain(root)
     if url:
         return ConnectionFailed(f"no RabbitMQ answered{where}: {text}")
@@ -92,8 +94,6 @@ def _plain(error: BaseException) -> str:
         return "connection refused"
     if isinstance(error, socket.gaierror):
         return f"the host name does not resolve ({error.strerror})"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the certificate is not accepted: {error.verify_message}"
     if isinstance(error, workflow.AMQPConnectorStackTimeout | workflow.AMQPConnectorSocketConnectError | TimeoutError):
         return "timed out"
     if isinstance(error, pika.exceptions.IncompatibleProtocolError):
