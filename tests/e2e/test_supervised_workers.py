@@ -109,7 +109,8 @@ def test_a_supervised_project_survives_what_is_killed(
     os.kill(before["workers:slow_01"], signal.SIGKILL)
     orphan = before["workers:slow_01"]
     after = eventually(
-        lambda: (pids := supervisor.pids()).get("workers:slow_01", orphan) != orphan and pids, "Supervisor brings it back"
+        lambda: (pids := supervisor.pids()).get("workers:slow_01", orphan) != orphan and pids,
+        "Supervisor brings it back",
     )
     assert after["workers:slow_00"] == before["workers:slow_00"]
     eventually(lambda: rabbit.consumers(queue) == 2, "both consume again")

@@ -246,6 +246,22 @@ def test_native_delayed_retry_rejects_instead_of_copying(modern: tuple[Project, 
     assert worker.stop() == 0
 
 
+@pytest.mark.parametrize("delay", ["0.7", "300"])
+def test_an_explicit_delay_is_kept_beside_native_retry(
+    delay: str, modern: tuple[Project, Rabbit], queue_name: str
+) -> None:
+    """AMQP 0-9-1 cannot ask the broker for a delay per message, so this one takes a copy; also for a policy's delay."""
+    project, rabbit = modern
+    queue = queue_name[-8:]
+    native = f"queues: {{{queue}: {{delayed_retry: {{min: 500ms, max: 5s}}}}}}"
+    worker = start(project, queue, "{max_attempts: 3, delays: [300s]}", extra=native)
+    rabbit.publish(queue, {"do": f"retry {delay}", "fail": 1})
+    assert worker.wait_for("message.settled", outcome="retried")["delay"] == float(delay)
+    if delay == "0.7":
+        assert worker.wait_for("message.settled", outcome="acked")["attempt"] == 2
+    assert worker.stop() == 0
+
+
 def test_the_newest_broker_gets_retry_queues_when_the_queue_has_no_native_retry(
     modern: tuple[Project, Rabbit], queue_name: str
 ) -> None:

@@ -18,21 +18,18 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from workerkit.errors import BrokerError, ConfigurationError, ConnectionFailed
+from workerkit.testing.system import LOOPBACK, free_ports, kill_tree, listens, shake_hands
 
-_LOOPBACK: Final = "127.0.0.1"
 _NODE_NAME: Final = "workerkit@localhost"  # may be the same for every node, as each has an epmd of its own
 _START_DEADLINE: Final = 60.0  # seconds; a start takes about 6 on two idle cores
-_EXIT_DEADLINE: Final = 10.0  # seconds until a process that got SIGKILL must be gone
 _LOG_TAIL_LINES: Final = 30
 
 # The package's own scripts. Those of the same names on the PATH are wrappers that insist on the user `rabbitmq`.
@@ -91,7 +88,7 @@ class PrivateRabbitmq:
     def __init__(self, *, root: Path | None = None, chroot: Path | None = None) -> None:
         self._root = root
         self._chroot = chroot.resolve() if chroot else None
-        self._port, self._distribution_port, self._epmd_port = _free_ports(3)
+        self._port, self._distribution_port, self._epmd_port = free_ports(3)
         self._folder: Path | None = None
         self._warden: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -117,7 +114,7 @@ class PrivateRabbitmq:
     @property
     def url(self) -> str:
         """The AMQP address, user ``guest``, virtual host ``/``. Known before the node is started."""
-        return f"amqp://guest:guest@{_LOOPBACK}:{self._port}/%2F"
+        return f"amqp://guest:guest@{LOOPBACK}:{self._port}/%2F"
 
     @property
     def port(self) -> int:
@@ -172,7 +169,7 @@ class PrivateRabbitmq:
         """End the node with every process that it started, and remove its data. May be called at any time."""
         self.kill()
         if self._epmd is not None:
-            _kill_tree(self._epmd)
+            kill_tree(self._epmd)
             self._epmd = None
         if self._folder is not None:
             shutil.rmtree(self._folder)
@@ -186,7 +183,7 @@ class PrivateRabbitmq:
         """Crash the node with SIGKILL. Its data and ports are kept for the next ``start()``."""
         if self._beam is None:
             return
-        _kill_tree(self._beam)
+        kill_tree(self._beam)
         self._beam = None
         self._tell_warden()
 
@@ -229,7 +226,7 @@ class PrivateRabbitmq:
             try:
                 output, errors = process.communicate(timeout=timeout)
             except BaseException as error:
-                _kill_tree(process)
+                kill_tree(process)
                 if isinstance(error, subprocess.TimeoutExpired):
                     raise BrokerError(f"rabbitmqctl {' '.join(args)} gave no answer in {timeout:g} s") from None
                 raise
@@ -273,7 +270,7 @@ class PrivateRabbitmq:
         # A chroot may have no /etc/hosts. This way no node needs one, nor a helper process to ask the resolver.
         (self._folder / "inetrc").write_text('{lookup, [file]}.\n{host, {127,0,0,1}, ["localhost"]}.\n')
         (self._folder / "advanced.config").write_text(
-            f'[{{rabbit, [{{tcp_listeners, [{{"{_LOOPBACK}", {self._port}}}]}}]}}].\n'
+            f'[{{rabbit, [{{tcp_listeners, [{{"{LOOPBACK}", {self._port}}}]}}]}}].\n'
         )
         self._link_plugins(self._folder / "plugins")
 
@@ -291,9 +288,9 @@ class PrivateRabbitmq:
 
     def _start_epmd(self) -> None:
         """Start epmd and wait until it listens: a node that finds no epmd starts one, and that one would stay."""
-        self._epmd = self._spawn(_EPMD, "-address", _LOOPBACK, "-port", str(self._epmd_port))
+        self._epmd = self._spawn(_EPMD, "-address", LOOPBACK, "-port", str(self._epmd_port))
         deadline = time.monotonic() + _START_DEADLINE
-        while not _listens(self._epmd_port):
+        while not listens(self._epmd_port):
             if self._epmd.poll() is not None or time.monotonic() > deadline:
                 raise ConnectionFailed(f"epmd did not start on port {self._epmd_port}{self._log_tail()}")
             time.sleep(0.01)
@@ -303,7 +300,7 @@ class PrivateRabbitmq:
         deadline = time.monotonic() + _START_DEADLINE
         while True:
             with contextlib.suppress(OSError):
-                return _shake_hands(self._port)
+                return shake_hands(self._port)
             if beam.poll() is not None:
                 raise ConnectionFailed(f"RabbitMQ died with status {beam.returncode} at its start{self._log_tail()}")
             if time.monotonic() > deadline:
@@ -340,7 +337,7 @@ class PrivateRabbitmq:
             "LANG": "C.UTF-8",
             "HOME": str(folder),
             "ERL_CRASH_DUMP_SECONDS": "0",
-            "ERL_EPMD_ADDRESS": _LOOPBACK,
+            "ERL_EPMD_ADDRESS": LOOPBACK,
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_FLAGS": "-start_epmd false",
             "ERL_INETRC": str(folder / "inetrc"),
@@ -389,87 +386,3 @@ class PrivateRabbitmq:
         with contextlib.suppress(BrokenPipeError):  # somebody killed the warden: the node can do without
             self._warden.stdin.write(" ".join(f"-{pid}" for pid in sorted(alive)).encode() + b"\n")
             self._warden.stdin.flush()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports on 127.0.0.1 that nothing listens on.
-
-    They lie below the range from which the kernel gives ports to clients. A client that reconnects to a port in that
-    range, while the node is down, can be given the very same port: it then talks to itself, and the node cannot come
-    back.
-    """
-    first_for_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    candidates = (
-        random.SystemRandom().sample(range(10_000, first_for_clients), 1000) if first_for_clients > 11_000 else []
-    )
-    ports: list[int] = []
-    with contextlib.ExitStack() as held:
-        for port in [*candidates, *[0] * count]:  # 0: any port, where there are none below the range
-            listener = held.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                listener.bind((_LOOPBACK, port))
-                ports.append(listener.getsockname()[1])
-            if len(ports) == count:
-                break
-    return ports
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection((_LOOPBACK, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-def _shake_hands(port: int) -> str:
-    """Open an AMQP 0-9-1 connection as far as the server's ``connection.start``; the version that it states there.
-
-    Raises:
-        OSError: nobody listens, or the answer is not whole.
-    """
-    with socket.create_connection((_LOOPBACK, port), timeout=2) as connection:
-        connection.sendall(b"AMQP\x00\x00\x09\x01")
-        with connection.makefile("rb") as answer:
-            frame_header = answer.read(7)  # type, channel, size
-            payload = answer.read(int.from_bytes(frame_header[3:7]))
-    _, found, after = payload.partition(b"\x07versionS")  # a table entry: name, type "long string", length, text
-    if not payload.startswith(b"\x00\x0a\x00\x0a") or not found:
-        raise ConnectionError(f"port {port} does not answer like RabbitMQ")
-    return after[4 : 4 + int.from_bytes(after[:4])].decode()
-
-
-def _kill_tree(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
-    """SIGKILL ``process`` and all its descendants, and wait until they are gone.
-
-    Descendants too, as Erlang puts its helpers into sessions of their own, where killing the group does not reach them.
-    """
-    family = [process.pid, *_descendants(process.pid)] if process.poll() is None else []
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait(_EXIT_DEADLINE)
-    deadline = time.monotonic() + _EXIT_DEADLINE
-    while any(_alive(pid) for pid in family) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def _descendants(ancestor: int) -> Iterator[int]:
-    parents = {int(entry.name): _stat(int(entry.name))[1] for entry in Path("/proc").iterdir() if entry.name.isdigit()}
-    generation = {ancestor}
-    while generation := {pid for pid, parent in parents.items() if parent in generation}:
-        yield from generation
-
-
-def _alive(pid: int) -> bool:
-    return _stat(pid)[0] not in "ZX"
-
-
-def _stat(pid: int) -> tuple[str, int]:
-    """The state letter (``X`` if there is no such process) and the parent of a process, from ``/proc/PID/stat``."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "X", 0
-    state, parent = text.rpartition(")")[2].split()[:2]
-    return state, int(parent)

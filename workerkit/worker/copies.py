@@ -54,11 +54,9 @@ def retry_copy(delivery: Delivery, attempt: int) -> bytes:
 
 def renewed(delivery: Delivery) -> bytes:
     """Properties of the same message put back by a copy: no attempt more, but the broker's count begins anew."""
-    return rewrite(
+    return _copy(
         delivery.raw_properties,
-        drop=_is_not_for_copies,
-        add={ATTEMPT_HEADER: delivery.attempt, **_provenance(delivery, _known_headers(delivery))},
-        without=_WITHOUT,
+        {ATTEMPT_HEADER: delivery.attempt, **_provenance(delivery, _known_headers(delivery))},
     )
 
 

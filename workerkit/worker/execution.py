@@ -78,7 +78,7 @@ def _fail(task: WorkerTask, message: MessageAdapter, error: Exception) -> None:
     if message.settled:
         _try_log(task, "callback.raised_after_settling", error)
     elif isinstance(error, RetryMessage):
-        message.retry(error.delay)
+        message.retry(getattr(error, "delay", None))  # a subclass may not have called our __init__
     elif isinstance(error, RejectMessage):
         message.settle(Outcome(Verb.REJECT, cause=Cause(Reason.REJECTED, _text(error))))
     elif isinstance(error, UndecodableBody):
@@ -95,8 +95,8 @@ def _returned_unsettled(task: WorkerTask, message: MessageAdapter) -> None:
     code = getattr(inspect.unwrap(task.callback), "__code__", None)
     where = f"{code.co_filename}:{code.co_firstlineno}" if code else type(task).__module__
     text = f"{name} returned without settling the message ({where}): call message.ack() or set auto_ack"
-    task.logger.error("callback.unsettled", where=where, hint=text)
     message.settle(Outcome(Verb.NACK, cause=Cause(Reason.UNSETTLED, text)))
+    task.logger.error("callback.unsettled", where=where, hint=text)
 
 
 def _exception_cause(error: Exception, reason: Reason) -> Cause:

@@ -40,8 +40,10 @@ RECALL_GRACE = 0.02
 
 The executor stores "I run it" before it loads "is it void"; a store is visible to other cores within nanoseconds.
 """
-RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds before the next start after so many executors in a row that did not get ready."""
+RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds before the next start after so many executors in a row that came to nothing: not ready, or gone within
+``_SHORT_LIFE`` without having settled or died of a message."""
+_SHORT_LIFE = 10.0
 
 
 class Owner(Protocol):
@@ -103,7 +105,9 @@ class Keeper:
         self._announced: Cause | None = None  # why the present executor is about to be gone
         self._handing_back = False
         self._condemned: int | None = None  # the delivery for whose sake we end the present executor
-        self._failed_starts = 0
+        self._fruitless = 0  # executors in a row that came to nothing
+        self._fruitful = False
+        self._started = 0.0
         self._idle_death_before: int | None = None  # the delivery that came next when an idle executor died
         self._oom_kills = 0
         self._gone = asyncio.Event()
@@ -120,6 +124,8 @@ class Keeper:
         self._condemned = None
         self._handing_back = False
         self._oom_kills = cgroup.oom_kills()
+        self._fruitful = False
+        self._started = self._loop.time()
         self._gone.clear()
         self._executor = self._start(self)
         self._executor.send(frame(Kind.HELLO, pack_json(self._spec)))
@@ -201,6 +207,7 @@ class Keeper:
                 self._log.warning("settle.dropped", why="its channel is gone", outcome=outcome.verb.name.lower())
                 return
             self._deaths.pop(seq, None)
+            self._fruitful = True
             self._last_settled = (delivery, outcome.verb)
             self._settler.settle(delivery, outcome, duration_ns)
         elif kind == Kind.LOG:
@@ -228,7 +235,6 @@ class Keeper:
 
     def _on_ready(self, resolved: Resolved) -> None:
         self._ready = self._was_ready = True
-        self._failed_starts = 0
         # A debugger may take hours.
         self._clock.callback_timeout = None if self._spec.inline else resolved.callback_timeout
         self._owner.on_ready(resolved)
@@ -280,6 +286,8 @@ class Keeper:
         was_ready, self._ready = self._ready, False
         cause = self._announced or classify(status, oom_killed=cgroup.oom_kills() > self._oom_kills)
         blamed = self._attribute(running, cause) if was_ready else None
+        long_life = was_ready and self._loop.time() - self._started > _SHORT_LIFE
+        self._fruitless = 0 if self._fruitful or blamed or long_life else self._fruitless + 1
         for seq in [seq for seq in self._inflight if seq in self._deaths]:  # their shutdown() did not even begin
             self._settle_by_default(self._inflight.pop(seq), Aftermath(self._deaths[seq], None))
         self._waiting = sorted(self._inflight.values(), key=lambda delivery: delivery.seq) + self._waiting
@@ -345,7 +353,6 @@ class Keeper:
 
     def _not_ready(self) -> None:
         """It did not even start, or not load the task: others should have its messages."""
-        self._failed_starts += 1
         for delivery, aftermath in self._aftermaths:
             self._settle_by_default(delivery, aftermath)
         self._aftermaths.clear()
@@ -357,9 +364,9 @@ class Keeper:
         if self._spec.inline:
             self._owner.on_executor_lost()
             return
-        delay = RESTART_DELAYS[min(self._failed_starts, len(RESTART_DELAYS) - 1)]
+        delay = RESTART_DELAYS[min(self._fruitless, len(RESTART_DELAYS) - 1)]
         if delay:
-            self._log.warning("executor.restart", in_seconds=delay, failed_starts=self._failed_starts)
+            self._log.warning("executor.restart", in_seconds=delay, executors_in_vain=self._fruitless)
         self._restart = self._loop.call_later(delay, self._try_start)
 
     def _try_start(self) -> None:
@@ -367,6 +374,7 @@ class Keeper:
             self.start()
         except OSError as error:  # no process, no memory, no descriptors
             self._log.error("executor.not_started", error=str(error))
+            self._fruitless += 1
             self._not_ready()
             self._start_next()
 

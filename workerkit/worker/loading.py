@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from workerkit.errors import TaskLoadError
+from workerkit.payload import body_decoder
 from workerkit.retry import RetryPolicy
 from workerkit.task import WorkerTask
 from workerkit.worker import cgroup
@@ -145,6 +146,10 @@ def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) ->
         raise TaskLoadError(f"{where}: no queue; call self.set_queue(name) in initialize() or set `queue` in the YAML")
     if not isinstance(task.retry, RetryPolicy):
         raise TaskLoadError(f"{where}: retry must be a RetryPolicy, not {task.retry!r}")
+    try:
+        body_decoder(task.payload_type)
+    except TypeError as error:
+        raise TaskLoadError(f"{where}: payload_type is nothing that msgspec decodes into: {error}") from None
     values = {name: getattr(task, name) for name in SETTING_NAMES if name != "retry"}
     values |= {"max_attempts": task.retry.max_attempts, "delays": task.retry.delays, "origins": origins, "pid": pid}
     try:
@@ -168,6 +173,8 @@ def _limit_memory(task: WorkerTask, worker: str) -> None:
         if whole is None:
             return
         limit = task.memory_limit = int(whole * CGROUP_SHARE)
+    if not isinstance(limit, int):
+        raise TaskLoadError(f"worker {worker!r}: memory_limit must be a number of bytes, not {limit!r}")
     used = _data_memory()
     needed = used + task.spare_memory_multiplier * 1024 * 1024
     if limit <= needed:

@@ -71,14 +71,18 @@ class Broker(Protocol):
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """Give messages back; not an attempt."""
 
-    async def retry(self, delivery: Delivery, later: RetryLater) -> None:
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether this delivery can still be settled: its channel is there."""
+
+    async def retry(self, delivery: Delivery, later: RetryLater) -> bool:
         """See that the message comes back after its delay, then settle this delivery.
 
         Waits until the broker has taken responsibility, for as long as it takes: the original stays ours meanwhile.
+        False: its channel went meanwhile, so the message is the broker's again.
         """
 
-    async def dead_letter(self, delivery: Delivery, cause: Cause) -> None:
-        """Keep the message in the dead-letter queue, then settle this delivery. Waits as ``retry`` does."""
+    async def dead_letter(self, delivery: Delivery, cause: Cause) -> bool:
+        """Keep the message in the dead-letter queue, then settle this delivery. Waits and answers as ``retry`` does."""
 
     async def close(self) -> None:
         """Flush what was settled and close in order. Harmless when nothing was started."""

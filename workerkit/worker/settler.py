@@ -52,11 +52,12 @@ class Settler:
         match settlement:
             case Acknowledge():
                 self._finished.append(delivery)
-                if self._log_each:
+                if self._log_each and self._broker.holds(delivery):
                     self._write("info", "acked", delivery, duration_ns)
             case Release():
+                if self._broker.holds(delivery):
+                    self._write("info", "released", delivery, duration_ns)
                 self.release([delivery])
-                self._write("info", "released", delivery, duration_ns)
             case RetryLater() | DeadLetter():
                 task = asyncio.create_task(self._publish(delivery, settlement, outcome.cause, duration_ns))
                 self._publishing.add(task)
@@ -89,10 +90,9 @@ class Settler:
             if cause.traceback:
                 about["stack"] = cause.traceback
         if isinstance(settlement, RetryLater):
-            await self._broker.retry(delivery, settlement)
-            self._write("warning", "retried", delivery, duration_ns, delay=settlement.delay, **about)
-        else:
-            await self._broker.dead_letter(delivery, settlement.cause)
+            if await self._broker.retry(delivery, settlement):
+                self._write("warning", "retried", delivery, duration_ns, delay=settlement.delay, **about)
+        elif await self._broker.dead_letter(delivery, settlement.cause):
             self._write("error", "dead-lettered", delivery, duration_ns, **about)
 
     def _done(self, task: asyncio.Task[None]) -> None:

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
 
 from workerkit import MessageAdapter, Properties
 from workerkit.message import Incoming
 from workerkit.payload import body_decoder
 from workerkit.properties import encode
 from workerkit.settlement import Outcome
+
+settings.register_profile("unit", deadline=None, max_examples=50)  # a loaded machine is slow, not wrong
+settings.load_profile("unit")
 
 MakeMessage = Callable[..., MessageAdapter]
 

@@ -69,6 +69,7 @@ class FakeExecutor:
         self.page, self._page_fd = Page.create()
         self.sent: list[tuple[int, bytes]] = []
         self.begun: set[int] = set()
+        self.finished: set[int] = set()
         self.killed = False
         self.closed = False
         self.stacks_asked = asyncio.Event()
@@ -137,6 +138,7 @@ class FakeExecutor:
         return True
 
     def settle(self, seq: int, outcome: Outcome = ACK) -> None:
+        self.finished.add(seq)
         self.write(Kind.SETTLED, pack_settled(seq, 1_000_000, outcome))
 
     def finish(self, seq: int, outcome: Outcome = ACK) -> None:
@@ -181,8 +183,8 @@ class FakeOwner:
     def on_ready(self, resolved: Resolved) -> None:
         self.resolved.append(resolved)
 
-    def on_load_failed(self, text: str, trace: str, *, configuration: bool) -> None:
-        self.failures.append((text, configuration))
+    def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
+        self.failures.append((text, fatal))
 
     def on_unstarted(self, deliveries: list[Delivery]) -> None:
         self.unstarted += [delivery.tag for delivery in deliveries]
@@ -241,9 +243,9 @@ class Stage:
             await self._started.wait()
         return self.executor
 
-    async def replacement(self) -> FakeExecutor:
+    async def replacement(self, **resolved: Any) -> FakeExecutor:
         """Wait for the next executor, and let it get ready."""
-        (await self.next_executor()).ready()
+        (await self.next_executor()).ready(**resolved)
         return self.executor
 
     def events(self, name: str) -> list[Any]:

@@ -3,9 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from keeper_fakes import FakeExecutor, Stage
+from keeper_fakes import Stage
 
 from workerkit import Cause, Reason
 from workerkit.settlement import ACK, Outcome, Verb
@@ -236,6 +234,18 @@ async def test_a_task_that_is_configured_wrongly_is_not_tried_again() -> None:
     assert stage.keeper._restart is None
 
 
+async def test_a_task_that_stops_loading_while_the_worker_runs_is_tried_again() -> None:
+    """A deploy replaces files one by one: what did load before will load again."""
+    stage = Stage()
+    stage.ready().die()
+    failing = await stage.next_executor()
+    failing.fail(configuration=True)
+    failing.die(Exit(code=78, signal=None))
+    assert stage.owner.failures == [("why", False)]
+    assert stage.keeper._restart is not None
+    await asyncio.wait_for(stage.keeper.end(), 1)
+
+
 async def test_a_process_that_cannot_be_started_is_tried_again_and_its_messages_go_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -268,69 +278,3 @@ async def test_stacks_name_the_message_that_runs() -> None:
     assert (about["message_id"], about["stack"], about["executor_pid"]) == ("m1", "the stacks", 4711)
     executor.die()
     assert await stage.keeper.stacks() == {"note": "the executor is being replaced"}
-
-
-STEPS = st.sampled_from(
-    ["forward", "finish", "begin", "die", "replace", "recall", "forget", "shutdown", "settle and die"]
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(STEPS, max_size=25))
-def test_every_delivery_leaves_exactly_once(steps: list[str]) -> None:
-    """Whatever happens in whatever order: settled, taken back or forgotten, never two of these, never none."""
-    asyncio.run(_play(steps))
-
-
-async def _play(steps: list[str]) -> None:
-    stage = Stage()
-    stage.executor.ready()
-    left: list[int] = []
-    forgotten = 0
-    tag = 0
-    for step in steps:
-        executor = stage.executor
-        if executor.closed:
-            executor = await stage.replacement()
-        begun = executor.page.running()
-        unbegun = _unbegun(stage, executor)
-        if step == "forward":
-            tag += 1
-            stage.forward(tag)
-        elif step in ("finish", "begin", "settle and die") and not begun and unbegun:
-            seq, phase = unbegun[0]
-            executor.begin(seq, phase)
-            if step != "begin":
-                executor.settle(seq)
-            if step == "finish":
-                executor.page.end()
-                executor.drain()
-            elif step == "settle and die":
-                executor.die()
-        elif step == "finish" and begun:
-            executor.settle(begun[0])
-            executor.page.end()
-            executor.drain()
-        elif step == "shutdown" and begun and begun[1] is Phase.CALLBACK:
-            executor.announce(Cause(Reason.MEMORY, "out of memory"), begun[0])
-        elif step == "die":
-            executor.die()
-        elif step == "recall":
-            left += [delivery.tag for delivery in await stage.keeper.recall()]
-        elif step == "forget":
-            forgotten += stage.keeper.forget()
-    stage.keeper.hand_back()
-    if not stage.executor.closed:
-        stage.executor.die()
-    left += stage.owner.unstarted + [tag for tag, _ in stage.settler.settled]
-    assert len(left) == len(set(left)), "one of them left twice"
-    assert len(left) + forgotten == tag
-    assert not stage.keeper.busy
-
-
-def _unbegun(stage: Stage, executor: FakeExecutor) -> list[tuple[int, Phase]]:
-    """What the executor would begin next, from its socket: what is settled or void is not begun."""
-    done = {tag for tag, _ in stage.settler.settled} | executor.begun
-    told = [(tag, Phase.SHUTDOWN) for tag, aftermath in executor.aftermaths if aftermath.settled is None]
-    told += [(tag, Phase.CALLBACK) for tag in executor.delivered if tag > executor.page.void]
-    return [(tag, phase) for tag, phase in told if tag not in done]

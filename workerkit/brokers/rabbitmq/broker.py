@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pika.exceptions
@@ -101,7 +101,7 @@ class RabbitmqBroker:
         self._native = False
         self._limited = False  # returns are limited by the broker, and nobody else counts them
         self._worn: list[Delivery] = []
-        self._renewing: set[asyncio.Task[None]] = set()
+        self._renewing: set[asyncio.Task[bool]] = set()
         self._paused = False
         self._lost: asyncio.Future[str]
         self._keeper: asyncio.Task[None] | None = None
@@ -305,6 +305,10 @@ class RabbitmqBroker:
 
     # ---- settling
 
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether the channel that delivered it is there."""
+        return self._channel is not None and delivery.channel == self._number
+
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge; runs without a gap share one frame."""
         self._settle(deliveries, lambda channel, tag, multiple: channel.ack(tag, multiple=multiple))
@@ -318,9 +322,13 @@ class RabbitmqBroker:
         self._settle([delivery], lambda channel, tag, _multiple: channel.reject(tag))
 
     def _settle(self, deliveries: Sequence[Delivery], send: Callable[[Channel, int, bool], None]) -> None:
-        tags = list(self._current(deliveries))
+        """Settle what the present channel delivered; the others are the broker's again."""
+        tags = [delivery.tag for delivery in deliveries if self.holds(delivery)]
+        if len(tags) < len(deliveries):
+            why = "the channel that delivered is gone"
+            self._log.warning("settle.dropped", why=why, messages=len(deliveries) - len(tags))
         channel = self._channel
-        if channel is None or not tags:
+        if channel is None:
             return
         try:
             for tag, multiple in self._unacked.settle(tags):
@@ -328,55 +336,47 @@ class RabbitmqBroker:
         except pika.exceptions.AMQPError as error:
             self._log.warning("settle.dropped", why=str(error) or type(error).__name__, messages=len(tags))
 
-    def _current(self, deliveries: Iterable[Delivery]) -> Iterable[int]:
-        """Tags of those that the present channel delivered; the others are the broker's again."""
-        stale = 0
-        for delivery in deliveries:
-            if self._channel is not None and delivery.channel == self._number:
-                yield delivery.tag
-            else:
-                stale += 1
-        if stale:
-            self._log.warning("settle.dropped", why="the channel that delivered is gone", messages=stale)
-
-    async def retry(self, delivery: Delivery, later: RetryLater) -> None:
+    async def retry(self, delivery: Delivery, later: RetryLater) -> bool:
         """Native delayed retry: one reject. Otherwise a confirmed copy to the retry queue, then an ack."""
         if self._native and not later.explicit:
+            held = self.holds(delivery)
             self._give_back_blamed(delivery)
-            return
-        once = later.explicit and later.delay not in self._subscription.delays
-        target = (explicit_retry_queue if once else retry_queue)(delivery.queue, later.delay)
-        await self._copy_then_ack(delivery, target, copies.retry_copy(delivery, later.attempt), declare_first=once)
+            return held
+        declared = not self._native and later.delay in self._subscription.delays
+        target = (retry_queue if declared else explicit_retry_queue)(delivery.queue, later.delay)
+        copy = copies.retry_copy(delivery, later.attempt)
+        return await self._copy_then_ack(delivery, target, copy, declare_first=not declared)
 
-    async def dead_letter(self, delivery: Delivery, cause: Cause) -> None:
+    async def dead_letter(self, delivery: Delivery, cause: Cause) -> bool:
         """A confirmed copy with the story to the dead-letter queue, then an ack."""
         target = Queue(dead_queue_name(delivery.queue))
         story = copies.dead_letter(delivery, cause, self._subscription.worker)
-        await self._copy_then_ack(delivery, target, story, declare_first=False)
+        return await self._copy_then_ack(delivery, target, story, declare_first=False)
 
     async def _copy_then_ack(
         self, delivery: Delivery, target: Queue, properties: bytes, *, declare_first: bool
-    ) -> None:
+    ) -> bool:
         """Publish until the broker has the copy, holding the original; only then acknowledge it."""
         backoff = Backoff(0.2, 5.0)
         try:
-            while delivery.channel == self._number and self._channel is not None:
+            while self.holds(delivery):
                 try:
                     if declare_first:
                         channel = await self._publisher.channel()
                         await channel.declare_queue(target.name, target.arguments)
                     await self._publisher.publish("", target.name, properties, delivery.body)
+                    break
                 except BrokerError as error:
                     delay = backoff.delay()
                     self._log.error("publish.failed", to=target.name, error=str(error), again_in=round(delay, 2))
                     await asyncio.sleep(delay)
                     backoff = backoff.next()
-                else:
-                    break
         except asyncio.CancelledError:
             self._give_back_blamed(delivery)
             raise
+        held = self.holds(delivery)
         self.ack([delivery])
+        return held
 
     async def close(self) -> None:
         """Stop reconnecting, flush, close both connections in order."""
