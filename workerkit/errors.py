@@ -159,8 +159,7 @@ class RetryMessage(Exception):
     """
 
     def __init__(self, delay: float | None = None) -> None:
-        if delay is not None:
-            check_delay(delay)
+        delay = None if delay is None else check_delay(delay)
         super().__init__("retry" if delay is None else f"retry in {delay:g} s")
         self.delay = delay
 

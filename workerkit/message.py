@@ -161,8 +161,7 @@ class MessageAdapter:
         Raises:
             ValueError: the delay is negative or more than 49 days.
         """
-        if delay is not None:
-            check_delay(delay)
+        delay = None if delay is None else check_delay(delay)
         cause = self._blame or Cause(Reason.REJECTED, "retry() was called")
         self.settle(Outcome(Verb.RETRY, delay=delay, cause=cause))
 
@@ -189,8 +188,8 @@ class MessageAdapter:
                 f"{outcome.verb.name.lower()}() was called on a message that was settled with "
                 f"{self._outcome.verb.name.lower()}(); nothing was sent"
             )
+        self._settle(outcome)  # first: what cannot be sent has not settled anything
         self._outcome = outcome
-        self._settle(outcome)
 
     def __repr__(self) -> str:
         state = self._outcome.verb.name.lower() if self._outcome else "unsettled"

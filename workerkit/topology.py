@@ -115,12 +115,22 @@ def retry_queue(queue: str, delay: float) -> Queue:
 def explicit_retry_queue(queue: str, delay: float) -> Queue:
     """A retry queue for a delay that no policy names; it disappears when it has not been declared for a while.
 
+    The delay is rounded up to two significant digits: with jitter in it, every message would get a queue of its own.
+
     ``x-expires`` counts from the last declaration, and drops messages that still wait: so it is declared before every
     publish, and outlives the delay.
     """
+    delay = _two_digits(delay)
     base = retry_queue(queue, delay)
     expires = _milliseconds(min(2 * delay, MAX_DELAY) + EXPLICIT_RETRY_GRACE)
     return Queue(f"{base.name}.once", {**base.arguments, "x-expires": expires})
+
+
+def _two_digits(seconds: float) -> float:
+    """Rounded up, to whole milliseconds at least: 0.7 stays, 123.4 becomes 130."""
+    milliseconds = _milliseconds(seconds)
+    step: int = 10 ** max(0, len(str(milliseconds)) - 2)
+    return min(-(-milliseconds // step) * step / 1000, MAX_DELAY)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,7 +27,7 @@ from workerkit.worker.sink import ensure_standard_descriptors
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-STOP_MARGIN = 2.0
+STOP_MARGIN = 3.0
 """Seconds by which a worker's own deadline is shorter than Supervisor's ``stopwaitsecs``, to hand back and close."""
 
 _NULLABLE = ("ttl", "callback_timeout", "memory_limit")
@@ -117,9 +118,21 @@ def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: 
 async def _run(make_consumer: Callable[[], Consumer], log: FilteringBoundLogger) -> int:
     consumer = make_consumer()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(partial(_on_loop_error, consumer, log))
     for number, handler in _handlers(consumer).items():
         loop.add_signal_handler(number, handler)
     return await _guarded(consumer, log)
+
+
+def _on_loop_error(
+    consumer: Consumer, log: FilteringBoundLogger, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]
+) -> None:
+    """An error in a callback of the loop has lost something, a frame say: only a restart makes it whole again."""
+    error = context.get("exception")
+    if isinstance(error, BaseException) and "handle" in context:
+        consumer.on_failed(error)
+    else:
+        log.warning("loop.error", text=str(context.get("message")), exc_info=error)
 
 
 async def _guarded(consumer: Consumer, log: FilteringBoundLogger) -> int:

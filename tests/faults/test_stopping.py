@@ -37,7 +37,7 @@ def test_a_stop_signal_finishes_the_callback_and_hands_back_what_was_not_started
     """The running message is acknowledged, the prefetched ones are ready before it is, with no attempt counted."""
     configure(project, queue, "prefetch_count: 10")
     worker = project.start("sleeper")
-    rabbit.publish(queue, *({"sleep": 2, "n": n} for n in range(5)))
+    rabbit.publish(queue, *({"sleep": 0 if n else 2, "n": n} for n in range(5)))
     eventually(lambda: project.ledger, "a start")
     worker.signal(number)
     eventually(lambda: rabbit.ready(queue) == 4, "the unstarted messages are ready again", within=1.5)

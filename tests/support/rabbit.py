@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 import pika
+import pika.exceptions
 
 from workerkit.brokers.rabbitmq.amqp import RawProperties
 from workerkit.properties import Properties, encode
@@ -48,6 +49,16 @@ class Rabbit:
         return int(self._channel.queue_declare(queue, passive=True).method.message_count)
 
     def consumers(self, queue: str) -> int:
+        """How many consume it; none while it does not exist."""
+        if self._channel.is_closed:
+            self._channel = self._connection.channel()
+            self._channel.confirm_delivery()
+        try:
+            return self._consumers(queue)
+        except pika.exceptions.ChannelClosedByBroker:
+            return 0
+
+    def _consumers(self, queue: str) -> int:
         return int(self._channel.queue_declare(queue, passive=True).method.consumer_count)
 
     def take_all(self, queue: str) -> list[tuple[bytes, pika.BasicProperties]]:

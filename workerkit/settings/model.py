@@ -100,7 +100,7 @@ class WorkerSettings(_Section, frozen=True):
 
 class SupervisorSettings(_Section, frozen=True):
     stopwaitsecs: Annotated[int, Meta(ge=3)] = 30
-    """Seconds Supervisor waits before it kills; a worker's own deadline is two seconds shorter."""
+    """Seconds Supervisor waits before it kills; a worker's own deadline is three seconds shorter."""
     user: str | None = None
     environment: dict[str, str] = {}
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,7 +64,7 @@ class Executor:
         self._sock = sock
         self._reader = FrameReader()
         self._events = events
-        self._unsent = b""
+        self._unsent: deque[memoryview] = deque()
         self.page = page
         self.closed = False
         sock.setblocking(False)
@@ -73,14 +74,8 @@ class Executor:
         """Send frames, in order; what the socket does not take now follows when it can."""
         if self.closed:
             return
-        if self._unsent:
-            self._unsent += data
-            return
-        sent = 0
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            sent = self._sock.send(data)
-        if sent < len(data):
-            self._unsent = data[sent:]
+        self._unsent.append(memoryview(data))
+        if len(self._unsent) == 1 and not self._send_some():
             self._loop.add_writer(self._sock.fileno(), self._on_writable)
 
     def drain(self) -> bool:
@@ -128,15 +123,25 @@ class Executor:
         """The stack of every thread of its process."""
         raise NotImplementedError
 
+    def _send_some(self) -> bool:
+        """Send what the socket takes. True: nothing is left to be sent."""
+        while self._unsent:
+            try:
+                sent = self._sock.send(self._unsent[0])
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._unsent.clear()  # it is gone, which is reported elsewhere
+                return True
+            rest = self._unsent[0][sent:]
+            if rest:
+                self._unsent[0] = rest
+            else:
+                self._unsent.popleft()
+        return True
+
     def _on_writable(self) -> None:
-        try:
-            sent = self._sock.send(self._unsent)
-        except BlockingIOError:
-            return
-        except OSError:
-            sent = len(self._unsent)  # its end is reported elsewhere
-        self._unsent = self._unsent[sent:]
-        if not self._unsent:
+        if self._send_some():
             self._loop.remove_writer(self._sock.fileno())
 
 
@@ -197,7 +202,14 @@ class ProcessExecutor(Executor):
             os.close(page_fd)
         super().__init__(ours, page, events)
         self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:  # no descriptor is left: nobody would hear of its end
+            self._process.kill()
+            self._process.wait()
+            self.close()
+            os.close(self._crash_fd)
+            raise
         self._loop.add_reader(self._pidfd, self._on_death)
         self._outputs = [
             _Output(self._loop, pipe.fileno(), name, events)
@@ -208,7 +220,7 @@ class ProcessExecutor(Executor):
     def kill(self) -> None:
         """End it and everything it started. ``on_exit`` follows."""
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def stacks(self) -> str:
@@ -237,7 +249,7 @@ class ProcessExecutor(Executor):
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         returncode = self._process.wait()
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # some of it may be another user's
             os.killpg(self.pid, signal.SIGKILL)  # what it started must not outlive it
         while self.drain() and self._has_more():
             pass

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from workerkit.errors import ExitCode, TaskLoadError
 from workerkit.retry import RetryPolicy
 from workerkit.worker.child import Events, Executor
-from workerkit.worker.keeper import Keeper
+from workerkit.worker.keeper import EXIT_TIMEOUT, Keeper
 from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.ports import Broker, Delivery, Subscription
 from workerkit.worker.settler import Settler
@@ -66,11 +66,10 @@ class Consumer:
         self._log = log
         self._started = time.monotonic()
         self._changed = asyncio.Event()
-        self._settler = Settler(broker, log, self._changed.set, self._fail)
+        self._settler = Settler(broker, log, self._changed.set, self.on_failed)
         self._keeper = Keeper(spec, start_executor, self._settler, self, log)
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._limit_left = options.limit
-        self._consuming = False
         self._stalled = False
         self._paused = False
         self._stop = asyncio.Event()
@@ -98,7 +97,7 @@ class Consumer:
             self._log.info("worker.stopping", reason=self._stop_reason)
             await self._drain()
         finally:
-            await self._keeper.end()
+            await self._keeper.end(self._exit_patience())
             await self._broker.close()
         self._log.info("worker.exit", reason=self._stop_reason, code=int(self.exit_code))
 
@@ -122,7 +121,6 @@ class Consumer:
             asyncio.get_running_loop().call_later(left, self.stop, "ttl")
         prefetch = min(resolved.prefetch_count, self._limit_left or resolved.prefetch_count)
         await self._broker.start(Subscription(self._spec.worker, resolved.queue, prefetch, resolved.delays), self)
-        self._consuming = True
         self._log.info("worker.consuming", queue=resolved.queue, prefetch_count=prefetch)
 
     def stop(self, reason: str) -> None:
@@ -151,6 +149,12 @@ class Consumer:
         if not await self._until_idle():
             self._settler.abandon()
 
+    def _exit_patience(self) -> float:
+        """Seconds for the executor to end by itself; close to the deadline there is not much left of them."""
+        if self._deadline is None:
+            return EXIT_TIMEOUT
+        return max(0.5, min(EXIT_TIMEOUT, self._deadline - time.monotonic()))
+
     async def _until_idle(self) -> bool:
         """Wait until everything that was started is settled. False when the deadline came first."""
         while self._keeper.busy or self._settler.busy:
@@ -176,7 +180,8 @@ class Consumer:
         if self._paused and not self._stop.is_set():
             self._paused = False
             self._log.info("worker.resumed")
-            self._in_background(self._broker.resume())
+            if not self._stalled:
+                self._in_background(self._broker.resume())
 
     def log_stacks(self) -> None:
         """Log the stack of every thread of the executor, and the message it works on."""
@@ -198,9 +203,9 @@ class Consumer:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._fail(error)
+            self.on_failed(error)
 
-    def _fail(self, error: BaseException) -> None:
+    def on_failed(self, error: BaseException) -> None:
         """An error of ours: end, so that the broker has everything back and Supervisor starts a sound worker."""
         self._log.critical("worker.failed", cause="an error inside workerkit", exc_info=error)
         self.exit_code = ExitCode.INTERNAL
@@ -231,9 +236,13 @@ class Consumer:
         """An executor is ready for messages."""
         if not self._resolved.done():
             self._resolved.set_result(resolved)
+        elif not resolved.same_as(self._resolved.result()):
+            self._log.warning("worker.changed", note="the task's settings are other ones now; restarting")
+            self.exit_code = ExitCode.TEMPORARY
+            self.stop("the task's settings changed")
         if self._stalled:
             self._stalled = False
-            if self._consuming and not self._paused and not self._stop.is_set():
+            if not self._paused and not self._stop.is_set():
                 self._in_background(self._broker.resume())
 
     def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
@@ -247,8 +256,7 @@ class Consumer:
         """No executor gets ready: let other workers have the messages until one does."""
         if not self._stalled:
             self._stalled = True
-            if self._consuming:
-                self._in_background(self._broker.pause())
+            self._in_background(self._broker.pause())
 
     def on_executor_lost(self) -> None:
         """The inline executor ended, and with it this worker."""

@@ -12,9 +12,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -43,6 +46,8 @@ from workerkit.worker.loading import Spec, load_class, prepare
 
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = pack_cause(Cause(Reason.MEMORY, "out of memory outside the callback", "MemoryError"))
+_open_to_the_end: list[socket.socket] = []
+"""The link stays open after ``main``: what the user registered with ``atexit`` may log."""
 INTERRUPTED = 130
 """Exit code after a KeyboardInterrupt: 128 + SIGINT, as shells have it."""
 
@@ -59,8 +64,12 @@ class Executor:
         self._link = link
         self._page = page
         self._reader = FrameReader()
+        self._lock = threading.RLock()
+        self._outgoing: deque[bytes] = deque()
+        self._sending = False
+        self._forked = False
+        os.register_at_fork(after_in_child=self._on_fork)
         self._seq = 0
-        self._started_ns = 0
         self._message: MessageAdapter | None = None
         self._keys: dict[str, Any] = {}
 
@@ -132,6 +141,8 @@ class Executor:
             return None
         message = self._adapter(seq, now, incoming)
         death = execute(task, message, self._enter_shutdown)
+        if self._forked:
+            os._exit(ExitCode.OK)  # a child of the callback came back from it: the next message is not its business
         self._message = None
         page.end()
         logs.clear_context()
@@ -149,23 +160,45 @@ class Executor:
 
     def _adapter(self, seq: int, now: int, incoming: Incoming, outcome: Outcome | None = None) -> MessageAdapter:
         self._seq = seq
-        self._started_ns = now
-        self._message = MessageAdapter(incoming, self._settle, self._decode, outcome)
+        # Bound here: a thread that settles late settles its own message, not the one that runs by then.
+        self._message = MessageAdapter(incoming, partial(self._settle, seq, now), self._decode, outcome)
         return self._message
 
-    def _settle(self, outcome: Outcome) -> None:
-        self._send(Kind.SETTLED, pack_settled(self._seq, time.monotonic_ns() - self._started_ns, outcome))
+    def _settle(self, seq: int, started_ns: int, outcome: Outcome) -> None:
+        self._send(Kind.SETTLED, pack_settled(seq, time.monotonic_ns() - started_ns, outcome))
+
+    def _on_fork(self) -> None:
+        """In a child that the callback forked: it shares the link and the page, and must not speak for the executor."""
+        self._forked = True
 
     def _enter_shutdown(self, cause: Cause) -> None:
         """Announced before ``shutdown`` runs, so the cause is known even if that dies too."""
+        if self._forked:
+            os._exit(_exit_code(cause))  # the end of the child, not of the executor
         self._send(Kind.DYING, pack_cause(cause))
         self._page.begin(self._seq, Phase.SHUTDOWN, time.monotonic_ns())
 
     def _send(self, kind: Kind, payload: bytes) -> None:
-        try:
-            self._link.sendall(frame(kind, payload))
-        except OSError:
-            os._exit(ExitCode.TEMPORARY)  # the consumer is gone: nothing that happens here can count any more
+        """Send one frame whole. Threads take turns; a signal handler that logs in the midst of a send is not in a turn
+        of its own, so its frame is left to the send that it interrupted.
+        """
+        if self._forked:
+            if kind is Kind.LOG:
+                os.write(2, payload)  # read by the consumer, line by line
+            return
+        with self._lock:
+            self._outgoing.append(frame(kind, payload))
+            if self._sending:
+                return
+            self._sending = True
+            try:
+                while self._outgoing:
+                    self._link.sendall(self._outgoing.popleft())
+            except OSError:
+                if kind is not Kind.LOG:
+                    os._exit(ExitCode.TEMPORARY)  # the consumer is gone: nothing that happens here can count any more
+            finally:
+                self._sending = False
 
     def _log_context(self) -> Mapping[str, Any]:
         message = self._message
@@ -194,12 +227,16 @@ def main(argv: list[str]) -> int:
     faulthandler.enable(crash_fd, all_threads=True)
     faulthandler.register(signal.SIGUSR1, crash_fd, all_threads=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # blocked by the consumer until it can be answered
-    with socket.socket(fileno=link_fd) as link:
-        try:
-            return Executor(link, Page(page_fd)).run()
-        except MemoryError:  # outside a callback: a body, or what the task keeps, is too big for the limit
-            link.sendall(frame(Kind.DYING, _OUT_OF_MEMORY))
-            return ExitCode.INTERNAL
+    for fd in (link_fd, page_fd, crash_fd):
+        os.set_inheritable(fd, False)
+    link = socket.socket(fileno=link_fd)
+    try:
+        return Executor(link, Page(page_fd)).run()
+    except MemoryError:  # outside a callback: a body, or what the task keeps, is too big for the limit
+        link.sendall(frame(Kind.DYING, _OUT_OF_MEMORY))
+        return ExitCode.INTERNAL
+    finally:
+        _open_to_the_end.append(link)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the next start after so many executors in a row that came to nothing: not ready, or gone within
 ``_SHORT_LIFE`` without having settled or died of a message."""
 _SHORT_LIFE = 10.0
+START_PATIENCE = 30.0
+"""Seconds for which messages wait for an executor that loads. It may go on loading, but without them."""
 
 
 class Owner(Protocol):
@@ -105,14 +107,15 @@ class Keeper:
         self._announced: Cause | None = None  # why the present executor is about to be gone
         self._handing_back = False
         self._condemned: int | None = None  # the delivery for whose sake we end the present executor
-        self._fruitless = 0  # executors in a row that came to nothing
-        self._fruitful = False
+        self._fruitless, self._fruitful = 0, False  # executors in a row that came to nothing; did the present one?
         self._started = 0.0
         self._idle_death_before: int | None = None  # the delivery that came next when an idle executor died
         self._oom_kills = 0
         self._gone = asyncio.Event()
         self._clock = Clock(lambda: bool(self._inflight), self._on_overdue)
         self._restart: asyncio.TimerHandle | None = None
+        self._killer: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle
 
     # ---- what the consumer asks for
 
@@ -129,17 +132,13 @@ class Keeper:
         self._gone.clear()
         self._executor = self._start(self)
         self._executor.send(frame(Kind.HELLO, pack_json(self._spec)))
+        self._patience = self._loop.call_later(START_PATIENCE, self._on_slow_start, self._executor.pid)
         self._log.debug("executor.started", executor_pid=self._executor.pid)
 
     @property
     def busy(self) -> bool:
         """Whether any delivery is still here."""
         return bool(self._inflight or self._waiting or self._aftermaths)
-
-    @property
-    def alive(self) -> bool:
-        """Whether there is an executor process."""
-        return self._executor is not None
 
     def forward(self, deliveries: list[Delivery]) -> None:
         """Have messages worked on, in order, by this executor or the next."""
@@ -175,8 +174,10 @@ class Keeper:
         return {"executor_pid": executor.pid, **about, "stack": await executor.stacks()}
 
     def hand_back(self) -> None:
-        """End the executor now; the message it runs is released, not blamed."""
-        self._handing_back = True
+        """End the executor now, for good; the message it runs is released, not blamed."""
+        self._handing_back = self._ending = True
+        if self._restart is not None:
+            self._restart.cancel()
         for delivery, aftermath in self._aftermaths:
             self._settle_by_default(delivery, aftermath)
         self._aftermaths.clear()
@@ -185,14 +186,14 @@ class Keeper:
         if self._executor is not None:
             self._executor.kill()
 
-    async def end(self) -> None:
-        """Let the executor end, and see that it does. No other one is started."""
+    async def end(self, patience: float) -> None:
+        """Let the executor end, within ``patience`` seconds, and see that it does. No other one is started."""
         self._ending = True
         if self._restart is not None:
             self._restart.cancel()
         if self._executor is not None:
             self._executor.send(frame(Kind.STOP))
-            killer = self._loop.call_later(EXIT_TIMEOUT, self._executor.kill)
+            killer = self._loop.call_later(patience, self._executor.kill)
             await self._gone.wait()
             killer.cancel()
 
@@ -217,7 +218,7 @@ class Keeper:
         elif kind == Kind.DYING:
             self._announced = unpack_cause(payload)
             if self._executor is not None:
-                self._loop.call_later(SHUTDOWN_TIMEOUT + EXIT_TIMEOUT, self._executor.kill)
+                self._killer = self._loop.call_later(SHUTDOWN_TIMEOUT + EXIT_TIMEOUT, self._executor.kill)
         elif kind == Kind.FAILED:
             failure = msgspec.json.decode(payload)
             fatal = bool(failure["configuration"]) and not self._was_ready
@@ -235,6 +236,7 @@ class Keeper:
 
     def _on_ready(self, resolved: Resolved) -> None:
         self._ready = self._was_ready = True
+        self._patience.cancel()
         # A debugger may take hours.
         self._clock.callback_timeout = None if self._spec.inline else resolved.callback_timeout
         self._owner.on_ready(resolved)
@@ -280,6 +282,9 @@ class Keeper:
         running = self._executor.page.running()
         pid = self._executor.pid
         self._clock.stop()
+        if self._killer is not None:
+            self._killer.cancel()
+        self._patience.cancel()
         self._executor.close()
         self._executor = None
         self._gone.set()
@@ -351,8 +356,12 @@ class Keeper:
             about["stack"] = cause.traceback or status.crash_text
         self._log.error("executor.exit", **about)
 
+    def _on_slow_start(self, pid: int) -> None:
+        self._log.warning("executor.slow_start", executor_pid=pid, seconds=START_PATIENCE, note="initialize() goes on")
+        self._not_ready()
+
     def _not_ready(self) -> None:
-        """It did not even start, or not load the task: others should have its messages."""
+        """It did not start, or not load the task in time: others should have its messages."""
         for delivery, aftermath in self._aftermaths:
             self._settle_by_default(delivery, aftermath)
         self._aftermaths.clear()

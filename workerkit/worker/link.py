@@ -22,7 +22,7 @@ from workerkit.message import Incoming
 from workerkit.settlement import Cause, Outcome, Verb
 
 _FRAME = struct.Struct("<IB")
-_DELIVERY = struct.Struct("<QIBBBI")
+_DELIVERY = struct.Struct("<QIBHHI")
 _SETTLED = struct.Struct("<QQB")
 
 READ_SIZE = 256 * 1024
@@ -70,26 +70,36 @@ def frame(kind: Kind, payload: bytes = b"") -> bytes:
 
 
 class FrameReader:
-    """Cuts a stream of bytes into frames."""
+    """Cuts a stream of bytes into frames. The pieces of a big frame are joined once, when the last one is there."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_needed", "_pieces", "_size")
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._needed = 0
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """Take what was received; return the complete frames as (kind, payload), in order."""
-        buffer = self._buffer + data if self._buffer else data
+        if self._pieces:
+            self._pieces.append(data)
+            self._size += len(data)
+            if self._size < self._needed:
+                return []
+            data = b"".join(self._pieces)
         frames = []
-        offset, end = 0, len(buffer)
+        offset, end = 0, len(data)
+        self._needed = _FRAME.size
         while end - offset >= _FRAME.size:
-            length, kind = _FRAME.unpack_from(buffer, offset)
+            length, kind = _FRAME.unpack_from(data, offset)
             start = offset + _FRAME.size
             if end - start < length:
+                self._needed = _FRAME.size + length
                 break
             offset = start + length
-            frames.append((kind, buffer[start:offset]))
-        self._buffer = buffer[offset:] if offset else buffer
+            frames.append((kind, data[start:offset]))
+        self._pieces = [data[offset:]] if offset < end else []
+        self._size = end - offset
         return frames
 
 

@@ -65,6 +65,10 @@ class Resolved(msgspec.Struct, frozen=True):
     origins: dict[str, str]
     """From setting name to ``default``, ``class``, ``configuration``, ``initialize()`` or ``command line``."""
 
+    def same_as(self, other: Resolved) -> bool:
+        """Whether an executor that resolved these settings can take the place of one that resolved ``other``."""
+        return msgspec.structs.replace(self, pid=0, origins={}) == msgspec.structs.replace(other, pid=0, origins={})
+
 
 def load_class(spec: Spec) -> type[WorkerTask]:
     """Import the task's class from the project root.

@@ -176,7 +176,7 @@ class ConsumerLog:
         self._sink.write(line if self._render is None else self._render(line))
 
     def close(self) -> None:
-        """Write what is queued; give up after two seconds."""
+        """Write what is queued; give up after a second."""
         self._sink.close()
 
     def _dropped_line(self, count: int, why: str) -> bytes:

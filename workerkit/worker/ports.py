@@ -44,6 +44,9 @@ class BrokerEvents(Protocol):
     def on_channel_lost(self) -> None:
         """The channel is gone: the broker has requeued all that it delivered, nothing of it can be settled."""
 
+    def on_failed(self, error: BaseException) -> None:
+        """An error inside the adapter: it may no longer consume."""
+
 
 class Broker(Protocol):
     """A connection that consumes one queue and settles what it delivers.

@@ -47,7 +47,7 @@ class LineSink:
             self._queued += len(line)
             self._wake.notify()
 
-    def close(self, timeout: float = 2.0) -> None:
+    def close(self, timeout: float = 1.0) -> None:
         """Write what is queued, for at most ``timeout`` seconds; a blocked writer is left behind."""
         with self._wake:
             self._closing = True

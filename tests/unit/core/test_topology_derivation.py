@@ -63,12 +63,18 @@ def test_arguments_type_and_bindings_are_the_operators() -> None:
     assert topology.exchanges == {"images": ExchangeSettings(type="topic")}
 
 
-@pytest.mark.parametrize("delay", [0.001, 0.1, 7.0, 86_400.0, MAX_DELAY])
+@pytest.mark.parametrize("delay", [0.001, 0.1, 7.0, 3600.0, MAX_DELAY])
 def test_a_queue_for_one_explicit_delay_outlives_that_delay(delay: float) -> None:
     """It expires when it is unused, never under a message that still waits; RabbitMQ takes both numbers."""
     queue = explicit_retry_queue("jobs", delay)
     assert queue.name == f"{retry_queue_name('jobs', delay)}.once"
     assert queue.arguments["x-message-ttl"] + 60_000 <= queue.arguments["x-expires"] <= TTL_LIMIT
+
+
+def test_delays_with_jitter_share_a_few_queues() -> None:
+    """A quorum queue for each message would bring the cluster down; two digits are precise enough, and never early."""
+    assert explicit_retry_queue("jobs", 123.4).name == "jobs.retry.130s.once"
+    assert len({explicit_retry_queue("jobs", 30 + number / 100).name for number in range(27_000)}) < 100
 
 
 def test_no_delay_is_a_ttl_of_zero() -> None:

@@ -185,24 +185,23 @@ async def test_end_asks_the_executor_to_stop_and_starts_no_other() -> None:
     """STOP first; it ends by itself."""
     stage = Stage()
     executor = stage.ready()
-    ending = asyncio.create_task(stage.keeper.end())
+    ending = asyncio.create_task(stage.keeper.end(3.0))
     await asyncio.sleep(0)
     assert executor.sent[-1][0] == Kind.STOP
     assert not executor.killed
     executor.die(STOPPED)
     await ending
-    assert not stage.keeper.alive
+    assert stage.keeper._executor is None
     assert stage.events("executor.exit") == []
 
 
-async def test_an_executor_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_executor_that_does_not_stop_is_killed() -> None:
     """An atexit handler that hangs must not hold up the worker."""
-    monkeypatch.setattr(keeper_module, "EXIT_TIMEOUT", 0.0)
     stage = Stage()
     executor = stage.ready()
     killed = asyncio.Event()
     executor.kill = killed.set  # type: ignore[method-assign]
-    ending = asyncio.create_task(stage.keeper.end())
+    ending = asyncio.create_task(stage.keeper.end(0.0))
     await killed.wait()
     executor.die()
     await ending
@@ -243,7 +242,7 @@ async def test_a_task_that_stops_loading_while_the_worker_runs_is_tried_again() 
     failing.die(Exit(code=78, signal=None))
     assert stage.owner.failures == [("why", False)]
     assert stage.keeper._restart is not None
-    await asyncio.wait_for(stage.keeper.end(), 1)
+    await asyncio.wait_for(stage.keeper.end(3.0), 1)
 
 
 async def test_a_process_that_cannot_be_started_is_tried_again_and_its_messages_go_back(
@@ -278,3 +277,29 @@ async def test_stacks_name_the_message_that_runs() -> None:
     assert (about["message_id"], about["stack"], about["executor_pid"]) == ("m1", "the stacks", 4711)
     executor.die()
     assert await stage.keeper.stacks() == {"note": "the executor is being replaced"}
+
+
+async def test_a_start_that_takes_too_long_keeps_no_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An initialize() that hangs, or loads for minutes, holds neither what waits nor what its predecessor died of."""
+    monkeypatch.setattr(keeper_module, "START_PATIENCE", 0.01)
+    stage = Stage()
+    executor = stage.ready(1, 2)
+    executor.page.begin(1, Phase.CALLBACK, 0)
+    executor.die(Exit(code=None, signal=9))
+    await stage.next_executor()
+    while stage.keeper.busy:  # noqa: ASYNC110 - the keeper offers no event for it
+        await asyncio.sleep(0)
+    assert stage.owner.unstarted == [2]
+    assert stage.owner.stalled == 1
+
+
+async def test_executors_that_come_to_nothing_are_started_more_and_more_slowly() -> None:
+    """A thread that ends the process a moment after the start would make a loop of new processes otherwise."""
+    stage = Stage()
+    stage.ready()
+    stage.executor.die(Exit(code=1, signal=None))
+    await stage.replacement()
+    assert stage.events("executor.restart") == []
+    stage.executor.die(Exit(code=1, signal=None))
+    assert stage.events("executor.restart")[0]["in_seconds"] == 0.5
+    await stage.keeper.end(0.0)

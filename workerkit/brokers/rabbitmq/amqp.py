@@ -22,7 +22,7 @@ from workerkit.errors import BrokerError, ConnectionLost
 
 RECEIVE_SIZE = 128 * 1024
 """Bytes per receive call; pika's own 4 KiB costs a system call every twenty small messages."""
-CLOSE_TIMEOUT = 2.0
+CLOSE_TIMEOUT = 1.0
 RPC_TIMEOUT = 20.0
 """Seconds a broker gets to answer a method. A frozen one is found by heartbeats later than a user should wait."""
 
@@ -98,6 +98,8 @@ class Connection:
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         """Done, with the reason, as soon as the connection is gone."""
         self.on_blocked: Callable[[bool, str], None] | None = None
+        self.blocked_by = ""
+        """Why the broker does not read what is published at present, empty when it does."""
         self._pika: _PikaConnection
         self._channels: set[Channel] = set()
 
@@ -136,7 +138,7 @@ class Connection:
         try:
             await opened
         except asyncio.CancelledError:
-            self._abort()
+            self.abort()
             raise
         self._pika.add_on_connection_blocked_callback(self._on_blocked)
         self._pika.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -170,12 +172,14 @@ class Connection:
             self._pika.close()
         await asyncio.wait({self.closed}, timeout=CLOSE_TIMEOUT)
         if not self.closed.done():
-            self._abort()
+            self.abort()
 
-    def _abort(self) -> None:
-        # pika closes a connection in order only; against a broker that is frozen the transport has to be cut.
+    def abort(self) -> None:
+        """Cut it: what was written and not sent is gone. pika itself closes in order only, and waits for an answer."""
         transport = getattr(self._pika, "_transport", None)
         if transport is not None:
+            if getattr(self._pika, "_error", self) is None:  # pika asserts that an end has a reason
+                self._pika._error = ConnectionLost("given up")  # noqa: SLF001
             transport.abort()
         elif not (self._pika.is_closing or self._pika.is_closed):
             self._pika.close()  # still connecting
@@ -188,10 +192,12 @@ class Connection:
             channel.on_connection_closed(reason)
 
     def _on_blocked(self, _connection: Any, method: Any) -> None:
+        self.blocked_by = str(method.method.reason) or "no reason given"
         if self.on_blocked is not None:
-            self.on_blocked(True, str(method.method.reason))
+            self.on_blocked(True, self.blocked_by)
 
     def _on_unblocked(self, _connection: Any, _method: Any) -> None:
+        self.blocked_by = ""
         if self.on_blocked is not None:
             self.on_blocked(False, "")
 

@@ -7,14 +7,13 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pika.exceptions
 
 from workerkit.brokers.backoff import Backoff
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.declare import check, declare
-from workerkit.brokers.rabbitmq.errors import address
 from workerkit.brokers.rabbitmq.frames import RawDelivery
 from workerkit.brokers.rabbitmq.publisher import Publisher
 from workerkit.brokers.rabbitmq.unacked import Unacked
@@ -87,7 +86,7 @@ class RabbitmqBroker:
         self._subscription: Subscription
         self._queue: QueueSettings
         self._events: BrokerEvents
-        self._publisher = Publisher(self._connect_to_publish)
+        self._publisher = Publisher(self._connect_to_publish, wait_while_blocked=True)
         self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._number = 0  # of the channel incarnation; tags are only good on theirs
@@ -115,6 +114,7 @@ class RabbitmqBroker:
         self._events = events
         await self._consume_again(first=True)
         self._keeper = asyncio.create_task(self._keep_consuming())
+        self._keeper.add_done_callback(self._report)
 
     async def _keep_consuming(self) -> None:
         while True:
@@ -163,23 +163,24 @@ class RabbitmqBroker:
             await (declare if self._queue.declare else check)(connection, topology)
             channel = await connection.channel()
             await channel.qos(self._subscription.prefetch_count)
+            self._lost = asyncio.get_running_loop().create_future()
+            self._connection, self._probe = connection, None
+            self._adopt(channel)
+            if not self._paused:
+                await self._subscribe(channel)
+                await self._watch()
+            if self._lost.done():
+                raise ConnectionLost(self._lost.result())
         except BaseException:
             await connection.close()
             raise
-        self._lost = asyncio.get_running_loop().create_future()
-        self._connection, self._probe = connection, None
-        self._adopt(channel)
-        if not self._paused:
-            await self._subscribe(channel)
-            await self._watch()
-        if self._lost.done():
-            raise ConnectionLost(self._lost.result())
 
     def _adopt(self, channel: Channel) -> None:
         """Make it the channel that consumes: the one incarnation whose tags can be settled."""
         self._number += 1
         self._unacked = Unacked()
-        self._used = False
+        self._used = self._served = False
+        self._stalled_checks = 0
         self._channel = channel
         channel.on_cancel(lambda: self._lose(channel, "the broker cancelled the consumer; was the queue deleted?"))
         channel.closed.add_done_callback(lambda closed: self._lose(channel, str(closed.result())))
@@ -214,10 +215,13 @@ class RabbitmqBroker:
             return
         if state.consumers == 0:
             self._lose(channel, "the broker does not list our consumer")
-        elif self._stalled_checks >= _IDLE_STALL:
+        elif self._stalled_checks >= _IDLE_STALL and not self._queue.arguments.get("x-single-active-consumer"):
             self._lose(channel, f"{state.messages_ready} messages are ready and none is delivered")
         elif idle and self._used and connection.version.moves_consumers_silently:
-            await self._refresh(connection, channel)
+            try:
+                await self._refresh(connection, channel)
+            except BrokerError as error:
+                self._lose(self._channel or channel, str(error))
 
     async def _refresh(self, connection: Connection, channel: Channel) -> None:
         """Move to a new channel while nothing is in flight; the old one gives back what never reached us.
@@ -288,13 +292,21 @@ class RabbitmqBroker:
             task = asyncio.create_task(copy)
             self._renewing.add(task)
             task.add_done_callback(self._renewing.discard)
+            task.add_done_callback(self._report)
+
+    def _report(self, task: asyncio.Task[Any]) -> None:
+        """An error of ours must end the worker: nobody else would notice that it no longer consumes."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._events.on_failed(error)
 
     async def pause(self) -> None:
         """Cancel the subscription; what was delivered stays ours."""
         self._paused = True
-        if self._channel is not None:
+        tag, self._tag = self._tag, ""  # cancelling twice would wait for an answer that never comes
+        if self._channel is not None and tag:
             with contextlib.suppress(BrokerError):
-                await self._channel.cancel(self._tag)
+                await self._channel.cancel(tag)
 
     async def resume(self) -> None:
         """Subscribe again."""
@@ -317,9 +329,11 @@ class RabbitmqBroker:
         """basic.nack with requeue: does not count as a failure from RabbitMQ 4.3 on."""
         self._settle(deliveries, lambda channel, tag, multiple: channel.nack(tag, multiple=multiple))
 
-    def _give_back_blamed(self, delivery: Delivery) -> None:
+    def _give_back_blamed(self, delivery: Delivery) -> bool:
         """basic.reject with requeue: a failure that every version of quorum queues counts."""
+        held = self.holds(delivery)
         self._settle([delivery], lambda channel, tag, _multiple: channel.reject(tag))
+        return held
 
     def _settle(self, deliveries: Sequence[Delivery], send: Callable[[Channel, int, bool], None]) -> None:
         """Settle what the present channel delivered; the others are the broker's again."""
@@ -339,9 +353,7 @@ class RabbitmqBroker:
     async def retry(self, delivery: Delivery, later: RetryLater) -> bool:
         """Native delayed retry: one reject. Otherwise a confirmed copy to the retry queue, then an ack."""
         if self._native and not later.explicit:
-            held = self.holds(delivery)
-            self._give_back_blamed(delivery)
-            return held
+            return self._give_back_blamed(delivery)
         declared = not self._native and later.delay in self._subscription.delays
         target = (retry_queue if declared else explicit_retry_queue)(delivery.queue, later.delay)
         copy = copies.retry_copy(delivery, later.attempt)
@@ -385,7 +397,4 @@ class RabbitmqBroker:
                 task.cancel()
             await asyncio.wait({self._keeper, *self._renewing})
         self._channel = None
-        await self._publisher.close()
-        if self._connection is not None:
-            await self._connection.close()
-            self._log.debug("conn.closed", address=address(str(self._settings.url)))
+        await asyncio.gather(self._publisher.close(), *(c.close() for c in (self._connection,) if c is not None))

@@ -27,10 +27,15 @@ class Publisher:
 
     The connection is opened by the first publish and again after it was lost. It is never the one that consumes: a
     broker under a memory alarm stops reading from connections that publish, and acknowledgements must get through.
+
+    Args:
+        connect: opens the connection.
+        wait_while_blocked: wait for as long as the broker blocks publishers, instead of giving up.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, wait_while_blocked: bool = False) -> None:
         self._connect = connect
+        self._wait_while_blocked = wait_while_blocked
         self._opening = asyncio.Lock()
         self._connection: Connection | None = None
         self._channel: Channel | None = None
@@ -57,12 +62,24 @@ class Publisher:
         self._pending[tag] = pending
         try:
             channel.publish(exchange, routing_key, properties, body)
-            await asyncio.wait_for(pending.done, PUBLISH_TIMEOUT)
-        except TimeoutError:
-            raise PublishFailed(f"no confirm within {PUBLISH_TIMEOUT:g} s") from None
+            await self._confirmed(pending)
         finally:
             if self._channel is channel:
                 self._pending.pop(tag, None)
+
+    async def _confirmed(self, pending: _Pending) -> None:
+        while not (await asyncio.wait({pending.done}, timeout=PUBLISH_TIMEOUT))[0]:
+            connection = self._connection
+            blocked = connection is not None and connection.blocked_by
+            if blocked and self._wait_while_blocked:
+                continue
+            if connection is not None:
+                # What is not sent yet must not be published beside what the caller sends next. What the broker's
+                # machine has taken in already may be: a publish without a confirm is neither done nor undone.
+                connection.abort()
+            why = f", as the broker blocks publishers ({blocked})" if blocked else ""
+            raise PublishFailed(f"no confirm within {PUBLISH_TIMEOUT:g} s{why}; the message may still arrive")
+        pending.done.result()
 
     async def channel(self) -> Channel:
         """The channel it publishes on, opened if need be; also for declarations that belong to a publish."""
