@@ -51,7 +51,7 @@ def test_a_command_does_not_wait_for_a_blocked_broker(rabbitmq: PrivateRabbitmq,
 
     async def scene() -> None:
         publisher = Publisher(lambda: connect(rabbitmq))
-        with pytest.raises(PublishFailed, match="blocks publishers .*may still arrive"):
+        with pytest.raises(PublishFailed, match=r"blocks publishers .*may still arrive"):
             await publisher.publish("", queue, PLAIN, b"perhaps")
         await publisher.close()
 
