@@ -11,8 +11,10 @@ next=$!
 ruff check
 ruff format --check
 mypy
-pytest tests/unit
+pytest -n 2 tests/unit
 
 wait "$next"
-# One process, so that the tests share one broker, in the order in which a failure is quickest to understand.
-exec pytest --durations=10 "$@" tests/contract tests/integration tests/faults tests/e2e
+# These wait for processes most of the time, so two files run at once, each side with a broker of its own.
+pytest -n 2 --dist loadfile --durations=5 "$@" tests/contract tests/integration tests/e2e
+# Faults are about time: deadlines, heartbeats, two seconds to be back. They have the machine to themselves.
+exec pytest --durations=5 "$@" tests/faults

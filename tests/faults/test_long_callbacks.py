@@ -13,7 +13,7 @@ LONG = {
     # One C call: neither signals nor other threads of the process get the interpreter while it runs.
     "holds the GIL in one C call for four heartbeats": (
         "n = 10**6; began = time.monotonic(); sum(itertools.repeat(0, n)); cost = time.monotonic() - began; "
-        f"sum(itertools.repeat(0, int(n * {4 * HEARTBEAT} / cost) + n))"
+        f"sum(itertools.repeat(0, int(n * {6 * HEARTBEAT} / cost)))"
     ),
 }
 
@@ -39,7 +39,7 @@ def test_a_long_callback_is_delivered_once_and_acknowledged_once(
     rabbit.publish(queue, "patience")
     settled = worker.wait_for("message.settled")
     assert settled["outcome"] == "acked"
-    assert settled["duration_ms"] >= 4000 * HEARTBEAT * 0.8
+    assert settled["duration_ms"] >= 4000 * HEARTBEAT
     assert project.ledger == ["start patience 1", "end patience"]
     eventually(lambda: rabbit.ready(queue) == 0, "an empty queue")
     assert worker.events("conn.lost") == []
