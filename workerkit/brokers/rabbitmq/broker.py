@@ -171,8 +171,10 @@ class RabbitmqBroker:
                 await self._watch()
             if self._lost.done():
                 raise ConnectionLost(self._lost.result())
-        except BaseException:
-            await connection.close()
+        except BaseException as error:
+            # A stop may cancel this when messages are in flight already: they are settled first, `close` comes last.
+            if not isinstance(error, asyncio.CancelledError) or self._connection is not connection:
+                await connection.close()
             raise
 
     def _adopt(self, channel: Channel) -> None:
@@ -249,10 +251,8 @@ class RabbitmqBroker:
         return connection
 
     def _on_blocked(self, blocked: bool, reason: str) -> None:
-        if blocked:
-            self._log.warning("conn.blocked", reason=reason, note="retries and dead letters wait, acks do not")
-        else:
-            self._log.info("conn.unblocked")
+        note = "retries and dead letters wait, acks do not"
+        self._log.warning("conn.blocked", reason=reason, note=note) if blocked else self._log.info("conn.unblocked")
 
     # ---- taking messages
 
