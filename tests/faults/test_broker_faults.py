@@ -25,6 +25,12 @@ TASK = """
             message.ack()
 """
 
+REJECTING = """
+    class Rejecting(WorkerTask):
+        def callback(self, message):
+            message.reject("never")
+"""
+
 
 def configure(project: Project, queue: str, **settings: str) -> None:
     project.task(TASK)
@@ -201,11 +207,7 @@ def test_a_missing_dead_letter_queue_keeps_the_original_until_it_is_back(
     project: Project, rabbit: Rabbit, queue: str
 ) -> None:
     """A dead letter that no queue takes is not acknowledged away: the worker waits, and says what for."""
-    project.task("""
-        class Rejecting(WorkerTask):
-            def callback(self, message):
-                message.reject("never")
-    """)
+    project.task(REJECTING)
     project.config(f"""
         workers:
           rejecting: {{task: "workers.task:Rejecting", queue: {queue}}}
@@ -225,11 +227,7 @@ def test_a_stop_while_a_dead_letter_cannot_be_published_hands_the_original_back(
     project: Project, rabbit: Rabbit, queue: str
 ) -> None:
     """Without a confirm the original is never acknowledged, whatever ends the wait."""
-    project.task("""
-        class Rejecting(WorkerTask):
-            def callback(self, message):
-                message.reject("never")
-    """)
+    project.task(REJECTING)
     project.config(f"""
         workers:
           rejecting: {{task: "workers.task:Rejecting", queue: {queue}}}
