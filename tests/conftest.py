@@ -50,8 +50,11 @@ def rabbitmq_next() -> Iterator[PrivateRabbitmq]:
 
 @pytest.fixture
 def queue_name(request: pytest.FixtureRequest) -> str:
-    """A name that no other test uses, and that says in RabbitMQ's log which test used it."""
-    return f"{request.node.name[:100]}-{secrets.token_hex(4)}"
+    """A name that no other test uses, and that says in RabbitMQ's log which test used it.
+
+    Its last eight characters are unique too and begin with a letter: as plain YAML they are text, never a number.
+    """
+    return f"{request.node.name[:100]}-q{secrets.token_hex(4)[1:]}"
 
 
 @contextmanager
