@@ -31,6 +31,7 @@ from workerkit.worker import logs
 from workerkit.worker.execution import end_by, execute
 from workerkit.worker.link import (
     READ_SIZE,
+    Frame,
     FrameReader,
     Kind,
     Page,
@@ -38,7 +39,7 @@ from workerkit.worker.link import (
     frame,
     pack_cause,
     pack_json,
-    pack_settled,
+    settled_frame,
     unpack_aftermath,
     unpack_delivery,
 )
@@ -78,8 +79,8 @@ class Executor:
         frames = self._receive()
         while not frames:
             frames = self._receive()
-        (_, payload), *frames = frames
-        spec = msgspec.json.decode(payload, type=Spec)
+        (_, data, start, end), *frames = frames
+        spec = msgspec.json.decode(data[start:end], type=Spec)
         self._keys = {"worker": spec.worker, "instance": spec.instance, "pid": os.getpid()}
         logs.configure(spec.log_level, self._log_context, lambda line: self._send(Kind.LOG, line))
         task = self._load(spec)
@@ -88,18 +89,18 @@ class Executor:
         self._decode = body_decoder(task.payload_type)
         self._queue = str(task.queue)
         while True:
-            for kind, payload in frames:
-                if kind == Kind.STOP:
+            for kind, data, start, end in frames:
+                if kind == Kind.DELIVER:
+                    death = self._deliver(task, data, start, end)
+                    if death is not None:
+                        return _exit_code(death)
+                elif kind == Kind.AFTERMATH:
+                    self._aftermath(task, data[start:end])
+                elif kind == Kind.STOP:
                     return ExitCode.OK
-                if kind == Kind.AFTERMATH:
-                    self._aftermath(task, payload)
-                    continue
-                death = self._deliver(task, payload)
-                if death is not None:
-                    return _exit_code(death)
             frames = self._receive()
 
-    def _receive(self) -> list[tuple[int, bytes]]:
+    def _receive(self) -> list[Frame]:
         data = self._link.recv(READ_SIZE)
         if not data:
             raise SystemExit(ExitCode.OK)  # the consumer is gone, and every settlement with it
@@ -129,8 +130,8 @@ class Executor:
     def _failed(self, text: str, trace: str, *, configuration: bool) -> None:
         self._send(Kind.FAILED, pack_json({"text": text, "traceback": trace, "configuration": configuration}))
 
-    def _deliver(self, task: WorkerTask, payload: bytes) -> Cause | None:
-        seq, incoming = unpack_delivery(payload, self._queue)
+    def _deliver(self, task: WorkerTask, data: bytes, start: int, end: int) -> Cause | None:
+        seq, incoming = unpack_delivery(data, start, end, self._queue)
         page = self._page
         now = time.monotonic_ns()
         # First say "I run it", then ask whether it is still mine: the consumer writes the void word first and reads
@@ -165,7 +166,7 @@ class Executor:
         return self._message
 
     def _settle(self, seq: int, started_ns: int, outcome: Outcome) -> None:
-        self._send(Kind.SETTLED, pack_settled(seq, time.monotonic_ns() - started_ns, outcome))
+        self._send_frame(Kind.SETTLED, settled_frame(seq, time.monotonic_ns() - started_ns, outcome))
 
     def _on_fork(self) -> None:
         """In a child that the callback forked: it shares the link and the page, and must not speak for the executor."""
@@ -179,15 +180,19 @@ class Executor:
         self._page.begin(self._seq, Phase.SHUTDOWN, time.monotonic_ns())
 
     def _send(self, kind: Kind, payload: bytes) -> None:
+        if self._forked and kind is Kind.LOG:
+            os.write(2, payload)  # read by the consumer, line by line
+            return
+        self._send_frame(kind, frame(kind, payload))
+
+    def _send_frame(self, kind: Kind, data: bytes) -> None:
         """Send one frame whole. Threads take turns; a signal handler that logs in the midst of a send is not in a turn
         of its own, so its frame is left to the send that it interrupted.
         """
         if self._forked:
-            if kind is Kind.LOG:
-                os.write(2, payload)  # read by the consumer, line by line
             return
         with self._lock:
-            self._outgoing.append(frame(kind, payload))
+            self._outgoing.append(data)
             if self._sending:
                 return
             self._sending = True

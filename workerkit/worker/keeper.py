@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,18 +16,20 @@ from workerkit.worker.clock import SHUTDOWN_TIMEOUT, Clock
 from workerkit.worker.deaths import classify, timed_out
 from workerkit.worker.link import (
     Aftermath,
+    Frame,
     Kind,
     Phase,
     Running,
+    deliver_frames,
     frame,
     pack_aftermath,
-    pack_delivery,
     pack_json,
     unpack_cause,
+    unpack_outcome,
     unpack_settled,
 )
 from workerkit.worker.loading import Resolved, Spec
-from workerkit.worker.ports import Delivery
+from workerkit.worker.ports import Delivery, Owner
 from workerkit.worker.settler import Settler, describe
 
 if TYPE_CHECKING:
@@ -46,31 +48,6 @@ RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _SHORT_LIFE = 10.0
 START_PATIENCE = 30.0
 """Seconds for which messages wait for an executor that loads. It may go on loading, but without them."""
-
-
-class Owner(Protocol):
-    """What the keeper reports to."""
-
-    def on_ready(self, resolved: Resolved) -> None:
-        """An executor is ready for messages."""
-
-    def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
-        """An executor could not load the task. Fatal: the first one, for a reason that trying again cannot mend."""
-
-    def on_unstarted(self, deliveries: list[Delivery]) -> None:
-        """These were not started and will not be."""
-
-    def on_stalled(self) -> None:
-        """No executor gets ready at present."""
-
-    def on_executor_lost(self) -> None:
-        """The executor is gone and there can be no other one (``--inline``)."""
-
-    def on_line(self, line: bytes) -> None:
-        """A finished log line from the executor."""
-
-    def on_change(self) -> None:
-        """Something that somebody may be waiting for has happened."""
 
 
 class Keeper:
@@ -101,7 +78,8 @@ class Keeper:
         self._seq = 0
         self._waiting: list[Delivery] = []
         self._inflight: dict[int, Delivery] = {}
-        self._last_settled: tuple[Delivery, Verb] | None = None
+        self._last_settled: Delivery | None = None
+        self._last_verb = 0
         self._aftermaths: list[tuple[Delivery, Aftermath]] = []
         self._deaths: dict[int, Cause] = {}  # of deliveries whose shutdown() is running or about to
         self._announced: Cause | None = None  # why the present executor is about to be gone
@@ -199,19 +177,36 @@ class Keeper:
 
     # ---- what the executor says
 
-    def on_frame(self, kind: int, payload: bytes) -> None:
-        """Take one frame."""
-        if kind == Kind.SETTLED:
-            seq, duration_ns, outcome = unpack_settled(payload)
-            delivery = self._inflight.pop(seq, None)
+    def on_frames(self, frames: list[Frame]) -> None:
+        """Take the frames of one read. What they say is finished is acknowledged together."""
+        inflight = self._inflight
+        finished: list[Delivery] = []
+        durations: list[int] = []
+        for kind, data, start, end in frames:
+            if kind != Kind.SETTLED:
+                self._on_event(kind, data[start:end])
+                continue
+            seq, duration_ns, verb = unpack_settled(data, start)
+            delivery = inflight.pop(seq, None)
             if delivery is None:
-                self._log.warning("settle.dropped", why="its channel is gone", outcome=outcome.verb.name.lower())
-                return
-            self._deaths.pop(seq, None)
+                self._log.warning("settle.dropped", why="its channel is gone", outcome=Verb(verb).name.lower())
+                continue
+            self._last_settled, self._last_verb = delivery, verb
+            if self._deaths:
+                self._deaths.pop(seq, None)
+            if verb == Verb.ACK:
+                finished.append(delivery)
+                durations.append(duration_ns)
+            else:
+                self._fruitful = True
+                self._settler.settle(delivery, unpack_outcome(verb, data, start, end), duration_ns)
+        if finished:
             self._fruitful = True
-            self._last_settled = (delivery, outcome.verb)
-            self._settler.settle(delivery, outcome, duration_ns)
-        elif kind == Kind.LOG:
+            self._settler.acknowledge(finished, durations)
+        self._owner.on_change()
+
+    def _on_event(self, kind: int, payload: bytes) -> None:
+        if kind == Kind.LOG:
             self._owner.on_line(payload)
         elif kind == Kind.READY:
             self._on_ready(msgspec.json.decode(payload, type=Resolved))
@@ -224,11 +219,6 @@ class Keeper:
             fatal = bool(failure["configuration"]) and not self._was_ready
             self._ending = self._ending or fatal
             self._owner.on_load_failed(failure["text"], failure["traceback"], fatal=fatal)
-
-    def on_batch_end(self) -> None:
-        """One read is done: what it finished is acknowledged together."""
-        self._settler.flush()
-        self._owner.on_change()
 
     def on_output(self, stream: str, line: str) -> None:
         """What the user's code prints becomes a log line."""
@@ -245,7 +235,7 @@ class Keeper:
             if aftermath.settled is None:
                 self._inflight[delivery.seq] = delivery
                 self._deaths[delivery.seq] = aftermath.cause
-            self._executor.send(frame(Kind.AFTERMATH, pack_aftermath(delivery.seq, delivery, aftermath)))
+            self._executor.send(frame(Kind.AFTERMATH, pack_aftermath(delivery, aftermath)))
             self._clock.watch(self._executor)
         self._aftermaths.clear()
         waiting, self._waiting = self._waiting, []
@@ -256,7 +246,7 @@ class Keeper:
         for delivery in deliveries:
             self._inflight[delivery.seq] = delivery
         if deliveries:
-            self._executor.send(b"".join(frame(Kind.DELIVER, pack_delivery(d.seq, d)) for d in deliveries))
+            self._executor.send(*deliver_frames(deliveries))
             self._clock.watch(self._executor)
 
     def _take_unstarted(self, void: int) -> list[Delivery]:
@@ -325,9 +315,9 @@ class Keeper:
             else:
                 self._aftermaths.append((delivery, Aftermath(cause, None)))
             return delivery
-        if self._last_settled is not None and self._last_settled[0].seq == seq and phase is Phase.CALLBACK:
-            delivery, verb = self._last_settled  # it died after it had settled, before the callback returned
-            self._aftermaths.append((delivery, Aftermath(cause, verb)))
+        if self._last_settled is not None and self._last_settled.seq == seq and phase is Phase.CALLBACK:
+            delivery = self._last_settled  # it died after it had settled, before the callback returned
+            self._aftermaths.append((delivery, Aftermath(cause, Verb(self._last_verb))))
         return delivery
 
     def _attribute_idle_death(self, cause: Cause) -> Delivery | None:
@@ -347,7 +337,6 @@ class Keeper:
         self._deaths.pop(delivery.seq, None)
         if aftermath.settled is None:
             self._settler.settle(delivery, Outcome(Verb.NACK, cause=aftermath.cause), 0)
-            self._settler.flush()
 
     def _log_exit(self, status: Exit, cause: Cause, pid: int, blamed: Delivery | None) -> None:
         about: dict[str, Any] = {"executor_pid": pid, "code": status.code, "signal": status.signal}

@@ -175,6 +175,15 @@ class ConsumerLog:
         """Write one JSON line, of this process or of the executor."""
         self._sink.write(line if self._render is None else self._render(line))
 
+    def write_events(self, level: str, event: str, events: list[dict[str, Any]]) -> None:
+        """Write many events of one level and name: the same lines as ``logger`` makes, without its chain for each.
+
+        The caller has asked ``logger`` whether the level is enabled. All get the time of the first.
+        """
+        head = {"timestamp": timestamp(), "level": level, "event": event}
+        lines = [render_json(None, level, {**head, **about, **self._context}) for about in events]
+        self._sink.write(*(lines if self._render is None else map(self._render, lines)))
+
     def close(self) -> None:
         """Write what is queued; give up after a second."""
         self._sink.close()
