@@ -45,6 +45,9 @@ class Events(Protocol):
     def on_frames(self, frames: list[Frame]) -> None:
         """The frames that one read brought."""
 
+    def on_drained(self) -> None:
+        """All frames that have arrived were handed over; the page may say more."""
+
     def on_output(self, stream: str, line: str) -> None:
         """The user's code wrote a line to stdout or stderr."""
 
@@ -78,7 +81,13 @@ class Executor:
             self._loop.add_writer(self._sock.fileno(), self._on_writable)
 
     def drain(self) -> bool:
-        """Hand over every frame that has arrived. Returns False at the end of the stream."""
+        """Hand over everything that has arrived, through the socket and in the page. False: the stream has ended."""
+        alive = self._receive()
+        if not self.closed:
+            self._events.on_drained()
+        return alive
+
+    def _receive(self) -> bool:
         while not self.closed:
             try:
                 data = self._sock.recv(READ_SIZE)

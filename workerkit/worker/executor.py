@@ -25,7 +25,7 @@ import msgspec
 from workerkit.errors import ExitCode, TaskLoadError
 from workerkit.message import Incoming, MessageAdapter
 from workerkit.payload import body_decoder
-from workerkit.settlement import Cause, Outcome, Reason
+from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason
 from workerkit.task import WorkerTask
 from workerkit.worker import logs
 from workerkit.worker.execution import end_by, execute
@@ -47,6 +47,7 @@ from workerkit.worker.loading import Spec, load_class, prepare
 
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = pack_cause(Cause(Reason.MEMORY, "out of memory outside the callback", "MemoryError"))
+_WAKE = frame(Kind.WAKE)
 _open_to_the_end: list[socket.socket] = []
 """The link stays open after ``main``: what the user registered with ``atexit`` may log."""
 INTERRUPTED = 130
@@ -133,12 +134,15 @@ class Executor:
     def _deliver(self, task: WorkerTask, data: bytes, start: int, end: int) -> Cause | None:
         seq, incoming = unpack_delivery(data, start, end, self._queue)
         page = self._page
+        if seq <= page.void:
+            return None
         now = time.monotonic_ns()
         # First say "I run it", then ask whether it is still mine: the consumer writes the void word first and reads
         # the running word afterwards, so at least one of the two sees the other.
         page.begin(seq, Phase.CALLBACK, now)
         if seq <= page.void:
             page.end()
+            self._settle(seq, now, RELEASE)  # voided in just this moment: the consumer may take it for started
             return None
         message = self._adapter(seq, now, incoming)
         death = execute(task, message, self._enter_shutdown)
@@ -166,7 +170,13 @@ class Executor:
         return self._message
 
     def _settle(self, seq: int, started_ns: int, outcome: Outcome) -> None:
-        self._send_frame(Kind.SETTLED, settled_frame(seq, time.monotonic_ns() - started_ns, outcome))
+        if self._forked:
+            return
+        duration_ns = time.monotonic_ns() - started_ns
+        if outcome is not ACK or not self._page.acknowledge(seq, duration_ns):
+            self._send_frame(Kind.SETTLED, settled_frame(seq, duration_ns, outcome))
+        elif self._page.must_wake():
+            self._send_frame(Kind.WAKE, _WAKE)
 
     def _on_fork(self) -> None:
         """In a child that the callback forked: it shares the link and the page, and must not speak for the executor."""

@@ -25,7 +25,6 @@ from workerkit.worker.link import (
     pack_aftermath,
     pack_json,
     unpack_cause,
-    unpack_outcome,
     unpack_settled,
 )
 from workerkit.worker.loading import Resolved, Spec
@@ -79,7 +78,8 @@ class Keeper:
         self._waiting: list[Delivery] = []
         self._inflight: dict[int, Delivery] = {}
         self._last_settled: Delivery | None = None
-        self._last_verb = 0
+        self._last_verb = Verb.ACK
+        self._last_seq = 0
         self._aftermaths: list[tuple[Delivery, Aftermath]] = []
         self._deaths: dict[int, Cause] = {}  # of deliveries whose shutdown() is running or about to
         self._announced: Cause | None = None  # why the present executor is about to be gone
@@ -178,32 +178,38 @@ class Keeper:
     # ---- what the executor says
 
     def on_frames(self, frames: list[Frame]) -> None:
-        """Take the frames of one read. What they say is finished is acknowledged together."""
-        inflight = self._inflight
-        finished: list[Delivery] = []
-        durations: list[int] = []
+        """Take the frames of one read."""
         for kind, data, start, end in frames:
-            if kind != Kind.SETTLED:
+            if kind == Kind.SETTLED:
+                seq, duration_ns, outcome = unpack_settled(data, start, end)
+                if seq in self._inflight:
+                    self._settler.settle(self._take(seq, outcome.verb), outcome, duration_ns)
+                else:
+                    self._log.warning("settle.dropped", why="its channel is gone", outcome=outcome.verb.name.lower())
+            elif kind != Kind.WAKE:
                 self._on_event(kind, data[start:end])
-                continue
-            seq, duration_ns, verb = unpack_settled(data, start)
-            delivery = inflight.pop(seq, None)
-            if delivery is None:
-                self._log.warning("settle.dropped", why="its channel is gone", outcome=Verb(verb).name.lower())
-                continue
-            self._last_settled, self._last_verb = delivery, verb
-            if self._deaths:
-                self._deaths.pop(seq, None)
-            if verb == Verb.ACK:
-                finished.append(delivery)
-                durations.append(duration_ns)
-            else:
-                self._fruitful = True
-                self._settler.settle(delivery, unpack_outcome(verb, data, start, end), duration_ns)
-        if finished:
-            self._fruitful = True
-            self._settler.acknowledge(finished, durations)
         self._owner.on_change()
+
+    def on_drained(self) -> None:
+        """Acknowledge together what was finished since the last time."""
+        executor, inflight = self._executor, self._inflight
+        if executor is None:
+            return
+        found = executor.page.acknowledged(inflight)
+        if found:
+            self._settler.acknowledge([(self._take(seq, Verb.ACK), duration_ns) for seq, duration_ns in found])
+            executor.page.know(next(iter(inflight), self._seq + 1) - 1)
+            self._owner.on_change()
+
+    def _take(self, seq: int, verb: Verb) -> Delivery:
+        """Take out a delivery that was settled."""
+        delivery = self._inflight.pop(seq)
+        if self._deaths:
+            self._deaths.pop(seq, None)
+        if seq > self._last_seq:
+            self._last_seq, self._last_settled, self._last_verb = seq, delivery, verb
+        self._fruitful = True
+        return delivery
 
     def _on_event(self, kind: int, payload: bytes) -> None:
         if kind == Kind.LOG:
@@ -246,6 +252,7 @@ class Keeper:
         for delivery in deliveries:
             self._inflight[delivery.seq] = delivery
         if deliveries:
+            self._executor.page.know(next(iter(self._inflight)) - 1)
             self._executor.send(*deliver_frames(deliveries))
             self._clock.watch(self._executor)
 
@@ -315,9 +322,9 @@ class Keeper:
             else:
                 self._aftermaths.append((delivery, Aftermath(cause, None)))
             return delivery
-        if self._last_settled is not None and self._last_settled.seq == seq and phase is Phase.CALLBACK:
+        if self._last_settled is not None and self._last_seq == seq and phase is Phase.CALLBACK:
             delivery = self._last_settled  # it died after it had settled, before the callback returned
-            self._aftermaths.append((delivery, Aftermath(cause, Verb(self._last_verb))))
+            self._aftermaths.append((delivery, Aftermath(cause, self._last_verb)))
         return delivery
 
     def _attribute_idle_death(self, cause: Cause) -> Delivery | None:

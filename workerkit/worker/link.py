@@ -2,10 +2,12 @@
 
 A frame is a length (u32), a kind (u8) and a payload, little-endian: both ends run on one machine, from one
 installation. Consumer to executor: HELLO, then DELIVER and AFTERMATH in batches, and STOP. Executor to consumer: READY
-or FAILED, then one SETTLED per message, LOG lines in between, and DYING before an exit that it knows of.
+or FAILED, then SETTLED for each message that was not simply acknowledged, WAKE when acknowledgements wait in the page,
+LOG lines in between, and DYING before an exit that it knows of.
 
-The page says at any moment, whatever state the executor is in, which delivery it is running and since when. The kernel
-keeps it when the executor dies, so the consumer reads it afterwards as a flight recorder.
+The page says at any moment, whatever state the executor is in, which delivery it is running and since when, and which
+it has acknowledged since the consumer looked last. The kernel keeps it when the executor dies, so the consumer reads it
+afterwards as a flight recorder.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
@@ -46,6 +49,7 @@ class Kind(IntEnum):
     SETTLED = 12
     LOG = 13
     DYING = 14
+    WAKE = 15
 
 
 class Phase(IntEnum):
@@ -200,17 +204,13 @@ def settled_frame(seq: int, duration_ns: int, outcome: Outcome) -> bytes:
     return _SETTLED_FRAME.pack(_SETTLED.size + len(detail), Kind.SETTLED, seq, duration_ns, outcome.verb) + detail
 
 
-def unpack_settled(data: bytes, start: int) -> tuple[int, int, int]:
-    """The sequence number, the duration in nanoseconds and the verb of a SETTLED payload."""
-    return _SETTLED.unpack_from(data, start)
-
-
-def unpack_outcome(verb: int, data: bytes, start: int, end: int) -> Outcome:
-    """The whole outcome of a SETTLED payload."""
+def unpack_settled(data: bytes, start: int, end: int) -> tuple[int, int, Outcome]:
+    """The sequence number, the duration in nanoseconds and the outcome of a SETTLED payload."""
+    seq, duration_ns, verb = _SETTLED.unpack_from(data, start)
     if end - start == _SETTLED.size:
-        return Outcome(Verb(verb))
+        return seq, duration_ns, Outcome(Verb(verb))
     detail = _detail_decoder.decode(data[start + _SETTLED.size : end])
-    return Outcome(Verb(verb), detail.delay, detail.cause)
+    return seq, duration_ns, Outcome(Verb(verb), detail.delay, detail.cause)
 
 
 def pack_cause(cause: Cause) -> bytes:
@@ -228,21 +228,29 @@ def pack_json(value: Any) -> bytes:
     return _encoder.encode(value)
 
 
-_SEQ, _PHASE, _STARTED, _VOID = range(4)
+_LAST, _PHASE, _STARTED, _VOID, _AWAKE, _KNOWN = range(6)
+_TABLE = 512  # the table begins with the second 4 KiB
+SLOTS = 4096
 
 
 class Page:
-    """The shared page: four 64-bit words, each written by one side only.
+    """The shared page: 64-bit words, each stored as one aligned 8-byte copy, so a reader never sees half of one, even
+    when the writer is killed.
 
-    The executor writes what it runs; the consumer writes up to which delivery everything unstarted is void. Each word
-    is stored as one aligned 8-byte copy, so a reader never sees half of one, even when the writer is killed.
+    The executor writes what it runs; the consumer writes up to which delivery everything unstarted is void.
+
+    Behind them is the table of acknowledgements. Delivery ``seq`` has two words there, at ``seq`` modulo the size: the
+    executor stores its duration and then its number. That costs no system call, unlike a frame: sending one to a
+    consumer that sleeps takes longer than all the rest of a short message. And nothing can come between: a slot belongs
+    to one delivery, so there is no index that threads, or an exception out of a signal handler, could get wrong.
     """
 
-    SIZE = 4096
+    SIZE = 8 * (_TABLE + 2 * SLOTS)
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, self.SIZE)
         self._words = memoryview(self._map).cast("Q")
+        self._barrier = threading.Lock()
 
     @classmethod
     def create(cls) -> tuple[Page, int]:
@@ -251,22 +259,44 @@ class Page:
         os.ftruncate(fd, cls.SIZE)
         return cls(fd), fd
 
-    def begin(self, seq: int, phase: Phase, now_ns: int) -> None:
-        """The executor starts on ``seq``. The sequence number is written last: it is what makes the rest true."""
+    # ---- written by the executor
+
+    def begin(self, seq: int, phase: int, now_ns: int) -> None:
+        """The executor starts on ``seq``. The phase is written last: it is what makes the rest true."""
         words = self._words
+        words[_PHASE] = 0
+        words[_LAST] = seq
         words[_STARTED] = now_ns
         words[_PHASE] = phase
-        words[_SEQ] = seq
 
     def end(self) -> None:
         """The executor runs nothing."""
-        self._words[_SEQ] = 0
+        self._words[_PHASE] = 0
 
-    def running(self) -> Running | None:
-        """What the executor runs, None when it runs nothing."""
+    def acknowledge(self, seq: int, duration_ns: int) -> bool:
+        """The task has acknowledged ``seq``. False: its slot may hold another one that the consumer has not seen."""
         words = self._words
-        seq = words[_SEQ]
-        return (seq, Phase(words[_PHASE]), words[_STARTED]) if seq else None
+        if seq - words[_KNOWN] > SLOTS:
+            return False
+        slot = _TABLE + 2 * (seq % SLOTS)
+        words[slot + 1] = duration_ns
+        words[slot] = seq
+        return True
+
+    def must_wake(self) -> bool:
+        """Whether the consumer has to be told that there is something new; it has not been told yet.
+
+        Each side stores first and then reads what the other one stores, with a lock's memory barrier in between, so one
+        of the two sees the other: either the consumer finds the acknowledgement or the executor finds it asleep.
+        """
+        with self._barrier:
+            pass
+        if self._words[_AWAKE]:
+            return False
+        self._words[_AWAKE] = 1
+        return True
+
+    # ---- written by the consumer
 
     @property
     def void(self) -> int:
@@ -276,6 +306,32 @@ class Page:
     @void.setter
     def void(self, seq: int) -> None:
         self._words[_VOID] = seq
+
+    def know(self, seq: int) -> None:
+        """The consumer will not look for deliveries up to this number any more: their slots are free."""
+        self._words[_KNOWN] = seq
+
+    def running(self) -> Running | None:
+        """What the executor runs, None when it runs nothing."""
+        words = self._words
+        phase = words[_PHASE]
+        return (words[_LAST], Phase(phase), words[_STARTED]) if phase else None
+
+    def acknowledged(self, inflight: Iterable[int]) -> list[tuple[int, int]]:
+        """Number and duration of what was acknowledged among these deliveries, which come in rising order."""
+        words = self._words
+        words[_AWAKE] = 0
+        with self._barrier:
+            pass
+        last = words[_LAST]
+        found = []
+        for seq in inflight:
+            if seq > last:
+                break
+            slot = _TABLE + 2 * (seq % SLOTS)
+            if words[slot] == seq:
+                found.append((seq, words[slot + 1]))
+        return found
 
     def close(self) -> None:
         """Unmap it."""

@@ -6,6 +6,7 @@ nothing a task logs can block on a full pipe, and the two never mix inside a lin
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import sys
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
+_context_size = len(contextvars.copy_context())
+"""Context variables that are set before any code of the user's has run."""
 _encoder = msgspec.json.Encoder(enc_hook=repr)
 
 
@@ -143,7 +146,8 @@ def adopt_stdlib_logging(level: str) -> None:
 
 def clear_context() -> None:
     """Forget what the user's code bound to structlog's context variables for one message."""
-    structlog.contextvars.clear_contextvars()
+    if len(contextvars.copy_context()) != _context_size:  # copying takes no time, looking at each variable does
+        structlog.contextvars.clear_contextvars()
 
 
 class ConsumerLog:

@@ -56,7 +56,7 @@ class Settler:
         settlement = decide(outcome, delivery.attempt, self.policy)
         match settlement:
             case Acknowledge():
-                self.acknowledge([delivery], [duration_ns])
+                self.acknowledge([(delivery, duration_ns)])
             case Release():
                 if self._broker.holds(delivery):
                     self._write("info", "released", delivery, duration_ns)
@@ -66,13 +66,13 @@ class Settler:
                 self._publishing.add(task)
                 task.add_done_callback(self._done)
 
-    def acknowledge(self, deliveries: list[Delivery], durations_ns: list[int]) -> None:
-        """Acknowledge what has been finished, in as few frames as are true."""
-        self._broker.ack(deliveries)
+    def acknowledge(self, finished: list[tuple[Delivery, int]]) -> None:
+        """Acknowledge messages, in as few frames as are true. Each comes with its duration in nanoseconds."""
+        self._broker.ack([delivery for delivery, _ in finished])
         if self._log_each:
             events = [
                 {"outcome": "acked", **describe(delivery), "duration_ms": round(duration_ns / 1e6, 3)}
-                for delivery, duration_ns in zip(deliveries, durations_ns, strict=True)
+                for delivery, duration_ns in finished
                 if self._broker.holds(delivery)
             ]
             self._write_events("info", "message.settled", events)
