@@ -36,7 +36,7 @@ def python_of(name: str) -> Path:
         return python
     print(f"bench: making the environment of {name}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    pip = [str(python), "-I", "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     subprocess.run([*pip, "-r", str(requirements)], check=True)
     stamp.write_text(wanted, "utf-8")  # last: an interrupted installation starts again

@@ -1,0 +1,236 @@
+"""One client, once: fill a queue, start the client, measure while it empties the queue, stop it, check the queue."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pika
+import yaml
+
+from bench import loader, meter
+from bench.clients import PEERS, WORKERKIT, Absent, Client
+from bench.scenes import Scene
+from workerkit.settings.model import QueueSettings, RetrySettings
+from workerkit.testing.rabbitmq import PrivateRabbitmq
+from workerkit.topology import derive
+
+_QUEUE = "bench"
+_TIME_LIMIT = 45.0
+"""Seconds from the start of a client to its last message."""
+_WARM_UP = 0.05
+"""Share of the messages that are not measured."""
+_POLL = 0.004
+_MEMORY_POLL = 0.25
+_IDLE = 0.15
+"""Seconds in which a client that has nothing left to do uses hardly any processor time."""
+_BUSY_AT_MOST = 5.0
+"""Seconds a client has, after its last callback, until it is idle: some acknowledge later, on another thread."""
+
+
+class RunFailed(Exception):
+    """No figures; ``str(error)`` says why."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one run gave."""
+
+    rate: float
+    """messages/s"""
+    processor_time: float
+    """Seconds per message, all processes of the client."""
+    peak_memory: int
+    """Bytes, summed proportional set sizes."""
+
+
+class Runner:
+    """Runs clients against one node, in one temporary folder."""
+
+    def __init__(self, node: PrivateRabbitmq, folder: Path) -> None:
+        self._node = node
+        self._folder = folder
+        self._connection = pika.BlockingConnection(pika.URLParameters(f"{node.url}?heartbeat=0"))
+        self._messages: dict[tuple[str | None, int], bytes] = {}
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def run(self, client: Client, scene: Scene, count: int) -> Figures:
+        """Measure one client.
+
+        Raises:
+            Absent: it cannot run here.
+            RunFailed: it did not finish, or not every message was acknowledged.
+        """
+        program = client.program()
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        environment = self._environment(client, scene, folder)
+        if client.log_level:
+            _make_project(folder, self._node.url, scene, client.log_level)
+        channel = self._connection.channel()
+        try:
+            self._make_queue(channel, scene)
+            message = self._message(channel, client, scene, program, environment)
+            self._make_queue(channel, scene)  # anew: nothing is left of the message that was taken back
+            loader.load(self._node.port, channel, _QUEUE, message, count)
+            counts = meter.Counts(Path(environment["BENCH_COUNTS"]))
+            output = folder / "output"
+            with output.open("wb") as file:
+                process = subprocess.Popen(
+                    ["/usr/bin/setpriv", "--pdeathsig", "TERM", str(program), *client.arguments(scene)],
+                    cwd=folder if client.log_level else PEERS,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            try:
+                figures = _watch(process, counts, count, output)
+                _wait_until_idle(process)
+                time.sleep(client.last_acks)
+            finally:
+                _kill(process)
+            self._check_empty(channel)
+            if counts.total() != count:
+                raise RunFailed(f"{counts.total()} callbacks for {count} messages")
+            return figures
+        except loader.LoadFailed as error:
+            raise RunFailed(str(error)) from error
+        finally:
+            self._delete_queues(channel)
+            channel.close()
+            shutil.rmtree(folder)
+
+    def _environment(self, client: Client, scene: Scene, folder: Path) -> dict[str, str]:
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("WORKERKIT_", "PYTHON"))}
+        return {
+            **own,
+            "BENCH_URL": self._node.url,
+            "BENCH_PORT": str(self._node.port),
+            "BENCH_QUEUE": _QUEUE,
+            "BENCH_QUEUE_TYPE": scene.queue_type,
+            "BENCH_PREFETCH": str(scene.prefetch),
+            "BENCH_COUNTS": str(folder / "counts"),
+            **client.environment(scene),
+        }
+
+    def _message(
+        self,
+        channel: pika.channel.Channel,
+        client: Client,
+        scene: Scene,
+        program: Path,
+        environment: Mapping[str, str],
+    ) -> bytes:
+        key = (client.publisher, scene.size)
+        if key not in self._messages:
+            if client.publisher is None:
+                self._messages[key] = loader.bare(scene.size, _QUEUE)
+            else:
+                meter.Counts(Path(environment["BENCH_COUNTS"]))
+                command = [str(program), client.publisher]
+                self._messages[key] = loader.enveloped(channel, _QUEUE, scene.size, command, environment, PEERS)
+        return self._messages[key]
+
+    def _make_queue(self, channel: pika.channel.Channel, scene: Scene) -> None:
+        self._delete_queues(channel)
+        channel.queue_declare(_QUEUE, durable=True, arguments={"x-queue-type": scene.queue_type})
+
+    def _delete_queues(self, channel: pika.channel.Channel) -> None:
+        """The queue, and what workerkit and Dramatiq put beside it."""
+        derived = derive(_QUEUE, QueueSettings(), {}, RetrySettings().delays, native=False)
+        for name in (*(queue.name for queue in derived.queues), f"{_QUEUE}.DQ", f"{_QUEUE}.XQ"):
+            channel.queue_delete(name)
+
+    def _check_empty(self, channel: pika.channel.Channel) -> None:
+        """The client has gone, so what it had not acknowledged is in the queue again."""
+        deadline = time.monotonic() + 5
+        while channel.queue_declare(_QUEUE, passive=True).method.consumer_count:
+            if time.monotonic() > deadline:
+                raise RunFailed("the client has ended, and is still registered as a consumer")
+            time.sleep(0.02)
+        time.sleep(0.1)
+        if left := loader.ready_count(channel, _QUEUE):
+            raise RunFailed(f"{left} messages were not acknowledged")
+
+
+def _watch(process: subprocess.Popen[bytes], counts: meter.Counts, count: int, output: Path) -> Figures:
+    """Wait until the client has counted all messages; the figures from the end of the warm-up on."""
+    first = round(count * _WARM_UP)
+    deadline = time.monotonic() + _TIME_LIMIT
+    next_memory = 0.0
+    peak = 0
+    started: tuple[int, float, float] | None = None
+    while (done := counts.total()) < count:
+        now = time.monotonic()
+        if started is None and done >= first:
+            started = (done, now, meter.processor_time(process.pid))
+        if now >= next_memory:
+            peak = max(peak, meter.memory(process.pid))
+            next_memory = now + _MEMORY_POLL
+        if process.poll() is not None:
+            raise RunFailed(f"it ended with {process.returncode} after {done} of {count} messages\n{_tail(output)}")
+        if now > deadline:
+            raise RunFailed(f"{done} of {count} messages in {_TIME_LIMIT:g} s\n{_tail(output)}")
+        time.sleep(_POLL)
+    if started is None:
+        raise RunFailed("all messages were done between two looks: too few for a measurement")
+    before, began, used = started
+    measured = count - before
+    rate = measured / (time.monotonic() - began)
+    return Figures(rate, (meter.processor_time(process.pid) - used) / measured, max(peak, meter.memory(process.pid)))
+
+
+def _wait_until_idle(process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _BUSY_AT_MOST
+    busy = True
+    while busy and time.monotonic() < deadline:
+        used = meter.processor_time(process.pid)
+        time.sleep(_IDLE)
+        busy = meter.processor_time(process.pid) - used > _IDLE / 20
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for all of it. It is idle; what it has not acknowledged by now goes back to the queue."""
+    for pid in list(meter.processes(process.pid)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def _tail(output: Path) -> str:
+    return output.read_bytes()[-1500:].decode("utf-8", "replace")
+
+
+def _make_project(folder: Path, url: str, scene: Scene, log_level: str) -> None:
+    """A project as users have it: a task, and ``config/workerkit.yaml``."""
+    workers = folder / "workers"
+    workers.mkdir()
+    shutil.copy(PEERS / "workerkit_task.py", workers / "noop.py")
+    shutil.copy(PEERS / "common.py", folder)
+    config = folder / "config"
+    config.mkdir()
+    settings = {
+        "broker": {"url": url},
+        "queues": {_QUEUE: {"type": scene.queue_type}},
+        "workers": {
+            "noop": {
+                "task": "workers.noop:Noop",
+                "queue": _QUEUE,
+                "instances": 1,
+                "prefetch_count": scene.prefetch,
+            }
+        },
+        "logging": {"level": log_level, "format": "json"},
+    }
+    (config / "workerkit.yaml").write_text(yaml.safe_dump(settings), "utf-8")
