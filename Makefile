@@ -1,7 +1,7 @@
 # `make` lists the targets. Each is a few scripts in a row; the work is done in scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint unit demo clean
+.PHONY: help setup test lint unit demo bench clean
 .NOTPARALLEL:
 
 help: ## List the targets
@@ -25,6 +25,9 @@ unit: setup ## Run the tests that need nothing but Python
 demo: setup ## Watch workers lose nothing while they are killed (AMQP_URL=... uses that broker)
 	@test -n "$$AMQP_URL" || scripts/rabbitmq.sh
 	@.venv/bin/python scripts/demo.py
+
+bench: setup ## Measure workerkit beside other clients, half an hour (ARGS=--quick, ARGS=--help)
+	@scripts/bench.sh $(ARGS)
 
 clean: ## Remove caches and build output; .venv stays
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -88,17 +88,17 @@ def _prefork_processes(scene: Scene) -> int:
 _RUN_WORKERKIT = _always("-m", "workerkit", "--config", "config/workerkit.yaml", "run", "noop")
 
 CLIENTS = (
-    Client(WORKERKIT, 40_000, "workerkit", _RUN_WORKERKIT, log_level="warning"),
+    Client(WORKERKIT, 45_000, "workerkit", _RUN_WORKERKIT, log_level="warning"),
     Client("workerkit, log line on", 20_000, "workerkit", _RUN_WORKERKIT, log_level="info"),
-    Client("pika BlockingConnection", 9_000, "pika", _script("pika_blocking.py")),
-    Client("pika SelectConnection", 12_000, "pika", _script("pika_select.py")),
-    Client("py-amqp", 9_000, "amqp", _script("py_amqp.py")),
+    Client("pika BlockingConnection", 10_000, "pika", _script("pika_blocking.py")),
+    Client("pika SelectConnection", 18_000, "pika", _script("pika_select.py")),
+    Client("py-amqp", 10_000, "amqp", _script("py_amqp.py")),
     Client("kombu ConsumerMixin", 7_000, "amqp", _script("kombu_mixin.py")),
-    Client("aio-pika", 4_000, "aio", _script("aio_pika_consume.py")),
-    Client("FastStream", 2_000, "aio", _script("faststream_app.py")),
+    Client("aio-pika", 6_000, "aio", _script("aio_pika_consume.py")),
+    Client("FastStream", 1_600, "aio", _script("faststream_app.py")),
     Client(
         "Celery solo",
-        2_000,
+        2_800,
         "celery",
         _always(*_CELERY, "--pool", "solo", *_CELERY_QUIET),
         publisher="celery_app.py",
@@ -106,7 +106,7 @@ CLIENTS = (
     ),
     Client(
         "Celery prefork",
-        1_500,
+        1_400,
         "celery",
         lambda scene: (*_CELERY, "--pool", "prefork", "-c", str(_prefork_processes(scene)), *_CELERY_QUIET),
         publisher="celery_app.py",
@@ -115,7 +115,7 @@ CLIENTS = (
     ),
     Client(
         "Dramatiq",
-        1_500,
+        4_500,
         "dramatiq",
         _always("-m", "dramatiq", "dramatiq_app", "--processes", "1", "--threads", "1", "--skip-logging"),
         publisher="dramatiq_app.py",
@@ -123,14 +123,14 @@ CLIENTS = (
     ),
     Client(
         "Taskiq",
-        1_500,
+        2_600,
         "taskiq",
         lambda scene: (
             *("-m", "taskiq", "worker", "taskiq_app:broker", "--workers", "1", "--log-level", "WARNING"),
-            *("--max-async-tasks", str(scene.prefetch), "--ack-type", "when_executed"),
+            *("--max-async-tasks", str(scene.prefetch), "--ack-type", "when_executed", "--no-parse"),
         ),
         publisher="taskiq_app.py",
     ),
-    Client("C librabbitmq, ack each", 30_000, None, _always("1")),
-    Client("C librabbitmq, 100 acks per frame", 60_000, None, lambda scene: (str(acks_per_frame(scene)),)),
+    Client("C librabbitmq, ack each", 60_000, None, _always("1")),
+    Client("C librabbitmq, 100 acks per frame", 90_000, None, lambda scene: (str(acks_per_frame(scene)),)),
 )

@@ -7,8 +7,8 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pika
 from pika import frame, spec
@@ -40,16 +40,21 @@ def bare(size: int, queue: str) -> bytes:
     return _frames(queue, properties, payload(size))
 
 
-def enveloped(
-    channel: pika.channel.Channel, queue: str, size: int, command: list[str], environment: Mapping[str, str], cwd: Path
-) -> bytes:
+def enveloped(channel: pika.channel.Channel, queue: str, size: int, command: list[str], **surroundings: Any) -> bytes:
     """The frames of one message in a framework's envelope: the framework itself publishes it, and it is taken back.
+
+    Args:
+        channel: to take it back with.
+        queue: to which ``command`` publishes.
+        size: of the payload, which ``command`` reads from its standard input.
+        command: publishes one message.
+        surroundings: its ``env`` and ``cwd``.
 
     Raises:
         LoadFailed: it published nothing.
     """
     ended = subprocess.run(
-        command, input=payload(size), capture_output=True, env=environment, cwd=cwd, timeout=_PATIENCE, check=False
+        command, input=payload(size), capture_output=True, timeout=_PATIENCE, check=False, **surroundings
     )
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
@@ -101,7 +106,7 @@ def _opening() -> bytes:
         (0, spec.Connection.Open("/")),
         (_CHANNEL, spec.Channel.Open()),
     ]
-    return frame.ProtocolHeader().marshal() + b"".join(frame.Method(*each).marshal() for each in methods)
+    return b"".join([frame.ProtocolHeader().marshal(), *(frame.Method(*each).marshal() for each in methods)])
 
 
 def _blocks(message: bytes, count: int) -> Iterator[bytes]:

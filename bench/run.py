@@ -17,7 +17,7 @@ import pika
 import yaml
 
 from bench import loader, meter
-from bench.clients import PEERS, WORKERKIT, Absent, Client
+from bench.clients import PEERS, Client
 from bench.scenes import Scene
 from workerkit.settings.model import QueueSettings, RetrySettings
 from workerkit.testing.rabbitmq import PrivateRabbitmq
@@ -26,7 +26,7 @@ from workerkit.topology import derive
 _QUEUE = "bench"
 _TIME_LIMIT = 45.0
 """Seconds from the start of a client to its last message."""
-_WARM_UP = 0.05
+WARM_UP = 0.05
 """Share of the messages that are not measured."""
 _POLL = 0.004
 _MEMORY_POLL = 0.25
@@ -139,7 +139,7 @@ class Runner:
             else:
                 meter.Counts(Path(environment["BENCH_COUNTS"]))
                 command = [str(program), client.publisher]
-                self._messages[key] = loader.enveloped(channel, _QUEUE, scene.size, command, environment, PEERS)
+                self._messages[key] = loader.enveloped(channel, _QUEUE, scene.size, command, env=environment, cwd=PEERS)
         return self._messages[key]
 
     def _make_queue(self, channel: pika.channel.Channel, scene: Scene) -> None:
@@ -166,7 +166,7 @@ class Runner:
 
 def _watch(process: subprocess.Popen[bytes], counts: meter.Counts, count: int, output: Path) -> Figures:
     """Wait until the client has counted all messages; the figures from the end of the warm-up on."""
-    first = round(count * _WARM_UP)
+    first = round(count * WARM_UP)
     deadline = time.monotonic() + _TIME_LIMIT
     next_memory = 0.0
     peak = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-SECONDS = 2.2
+SECONDS = 1.8
 """How long a run should consume."""
 
 
@@ -17,13 +17,15 @@ class Scene:
         queue_type: ``quorum`` or ``classic``.
         prefetch: messages that the broker hands out before it waits for acknowledgements.
         size: bytes of the payload.
-        pace_limit: messages/s that no client is expected to exceed here; decides, with its own pace, how many it gets.
+        share: of its pace in the first scene that a client is expected to keep here.
+        pace_limit: messages/s that no client is expected to exceed here. The two decide how many messages it gets.
     """
 
     key: str
     queue_type: str = "quorum"
     prefetch: int = 500
     size: int = 100
+    share: float = 1.0
     pace_limit: int = 1_000_000
 
     @property
@@ -33,7 +35,7 @@ class Scene:
 
     def messages(self, pace: int) -> int:
         """How many a client gets that does ``pace`` messages/s in the first scene."""
-        return round(SECONDS * min(pace, self.pace_limit))
+        return round(SECONDS * min(pace * self.share, self.pace_limit))
 
 
 _SIZES = {100: "100 B", 10_000: "10 KB", 1_000_000: "1 MB"}
@@ -44,7 +46,7 @@ SCENES = (
     _BASE,
     replace(_BASE, key="classic", queue_type="classic"),
     replace(_BASE, key="prefetch-100", prefetch=100),
-    replace(_BASE, key="prefetch-1", prefetch=1, pace_limit=3_000),
-    replace(_BASE, key="10KB", size=10_000, pace_limit=10_000),
-    replace(_BASE, key="1MB", size=1_000_000, pace_limit=150),
+    replace(_BASE, key="prefetch-1", prefetch=1, share=0.6, pace_limit=3_000),
+    replace(_BASE, key="10KB", size=10_000, share=0.8, pace_limit=10_000),
+    replace(_BASE, key="1MB", size=1_000_000, share=0.05, pace_limit=220),
 )

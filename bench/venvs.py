@@ -19,7 +19,7 @@ def python_of(name: str) -> Path:
     Makes the environment if there is none, or if its requirements or Python have changed.
 
     Args:
-        name: of a requirements file: ``pika``, ``amqp``, ``aio``, ``celery``, ``dramatiq``, ``taskiq``; or ``workerkit``.
+        name: ``pika``, ``amqp``, ``aio``, ``celery``, ``dramatiq`` or ``taskiq``, as the files; or ``workerkit``.
 
     Raises:
         subprocess.CalledProcessError: pip could not install; it has said why.

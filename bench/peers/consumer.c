@@ -1,11 +1,12 @@
 /* librabbitmq, the C client: acknowledges each message, or the given number of messages with one frame.
  *
- * Usage: consumer ACKS_PER_FRAME, with the environment that bench/peers/common.py reads.
+ * Usage: consumer ACKS_PER_FRAME, with the environment that bench/peers/common.py reads; or consumer version.
  */
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -42,8 +43,9 @@ static volatile uint64_t *take_slot(void) {
 }
 
 int main(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "version") == 0) return puts(amqp_version()) < 0;
     int acks_per_frame = argc == 2 ? atoi(argv[1]) : 0;
-    if (acks_per_frame < 1) fail("usage: consumer ACKS_PER_FRAME");
+    if (acks_per_frame < 1) fail("usage: consumer ACKS_PER_FRAME | version");
     volatile uint64_t *slot = take_slot();
 
     amqp_connection_state_t connection = amqp_new_connection();

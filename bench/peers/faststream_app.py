@@ -1,9 +1,8 @@
-"""FastStream over RabbitMQ. A handler that asks for the message alone has the body left as it is."""
+"""FastStream over RabbitMQ, on uvloop, as its own command line has it where uvloop is installed."""
 
 from __future__ import annotations
 
-import asyncio
-
+import uvloop
 from common import PREFETCH, QUEUE, URL, count
 from faststream import AckPolicy, FastStream
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
@@ -17,4 +16,4 @@ async def noop(message: RabbitMessage) -> None:
     count()
 
 
-asyncio.run(FastStream(broker, logger=None).run())
+uvloop.run(FastStream(broker, logger=None).run())

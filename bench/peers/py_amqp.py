@@ -13,7 +13,7 @@ def on_message(message) -> None:
 
 with amqp.Connection(f"127.0.0.1:{PORT}") as connection:
     channel = connection.channel()
-    channel.basic_qos(0, PREFETCH, False)  # noqa: FBT003 - its own signature
+    channel.basic_qos(0, PREFETCH, False)
     channel.basic_consume(QUEUE, callback=on_message)
     while True:
         connection.drain_events()
