@@ -14,7 +14,7 @@ import click
 
 from bench import lifecycle, publishing
 from bench.clients import CLIENTS
-from bench.consuming import QUICK, Outcome, consume
+from bench.consuming import QUICK, Outcome, Problem, consume
 from bench.document import Part, document, tables
 from bench.machine import facts
 from bench.run import WARM_UP
@@ -84,7 +84,7 @@ def _others(heading: str, measure: Callable[..., list[Sample]], node: PrivateRab
         return Outcome(measure(node, python_of, rounds, _tell))
     except Exception as error:  # noqa: BLE001 - half an hour of other figures must not be lost
         _tell(f"{heading}: NO FIGURES: {error}")
-        return Outcome(problems=[f"{heading}: {type(error).__name__}: {error}"])
+        return Outcome(problems=[Problem(heading, "all clients", 1, f"{type(error).__name__}: {error}")])
 
 
 def _note(module: ModuleType) -> str:
@@ -99,7 +99,7 @@ def _write_json(path: Path, parts: list[Part], about: dict[str, str]) -> None:
                 "facts": about,
                 "samples": [dataclasses.asdict(sample) for part in parts for sample in part.outcome.samples],
                 "absent": {client: why for part in parts for client, why in part.outcome.absent.items()},
-                "problems": [problem for part in parts for problem in part.outcome.problems],
+                "problems": [dataclasses.asdict(problem) for part in parts for problem in part.outcome.problems],
             },
             indent=1,
         ),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from bench.clients import Absent, Client
 from bench.run import Figures, RunFailed, Runner
@@ -23,13 +20,25 @@ QUICK = 0.25
 """Share of the messages for a trial: enough to see that everything runs, not enough for a figure."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A run that gave no figures."""
+
+    scene: str
+    client: str
+    round: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.client}, round {self.round}: no figures: {self.why}"
+
+
 @dataclass
 class Outcome:
     """What a benchmark gave."""
 
     samples: list[Sample] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    """Runs that gave no figure, and why."""
+    problems: list[Problem] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     """Clients that cannot be measured here, and why."""
 
@@ -56,24 +65,21 @@ def consume(
     outcome = Outcome()
     present = _present(clients, outcome, tell)
     progress = _Progress(len(scenes) * rounds * len(present))
-    with (
-        tempfile.TemporaryDirectory(prefix="workerkit-bench-") as folder,
-        closing(Runner(node, Path(folder))) as runner,
-    ):
-        for scene in scenes:
-            order = list(present)
-            for number in range(1, rounds + 1):
-                for client in order:
-                    where = f"{scene.name}: round {number}, {client.name}"
-                    try:
-                        values = _values(runner.run(client, scene, round(share * scene.messages(client.pace))))
-                    except RunFailed as error:
-                        outcome.problems.append(f"{where}: {error}")
-                        tell(f"{progress.next()} {where}: NO FIGURES: {error}")
-                        continue
-                    outcome.samples += [Sample(scene.name, name, client.name, number, values[name]) for name in values]
-                    tell(f"{progress.next()} {where}: " + ", ".join(f"{values[name]:,.1f} {name}" for name in values))
-                order.append(order.pop(0))
+    runner = Runner(node)
+    for scene in scenes:
+        order = list(present)
+        for number in range(1, rounds + 1):
+            for client in order:
+                where = f"{scene.name}: round {number}, {client.name}"
+                try:
+                    values = _values(runner.run(client, scene, round(share * scene.messages(client.pace))))
+                except RunFailed as error:
+                    outcome.problems.append(Problem(scene.name, client.name, number, str(error)))
+                    tell(f"{progress.next()} {where}: NO FIGURES: {error}")
+                    continue
+                outcome.samples += [Sample(scene.name, name, client.name, number, values[name]) for name in values]
+                tell(f"{progress.next()} {where}: " + ", ".join(f"{values[name]:,.1f} {name}" for name in values))
+            order.append(order.pop(0))
     return outcome
 
 

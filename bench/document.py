@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -89,17 +89,23 @@ def document(parts: Sequence[Part], facts: Mapping[str, str], command: str, roun
 
 
 def tables(parts: Sequence[Part]) -> str:
-    """The targets, the figures and what is missing; also what is shown at the end of a run."""
+    """The targets and the figures; also what is shown at the end of a run."""
     results = Results(sample for part in parts for sample in part.outcome.samples)
     lines = ["## Targets\n", target_table(results) + "\n"]
     for part in parts:
-        results = Results(part.outcome.samples)
         lines += [f"## {part.heading}\n", part.note + "\n"]
-        for scene in results.scenes():
-            lines.append(f"### {scene[0].upper()}{scene[1:]}\n")
-            lines.append(scene_table(results, scene, part.outcome.absent) + "\n")
-    absent = [f"* {client} is absent: {why}" for part in parts for client, why in part.outcome.absent.items()]
-    problems = [f"* {line.partition(chr(10))[0]}" for part in parts for line in part.outcome.problems]
-    if absent or problems:
-        lines += ["## What is missing\n", *absent, *problems, ""]
+        lines += [f"* {client} is absent: {why}\n" for client, why in part.outcome.absent.items()]
+        lines += _scenes(part.outcome)
     return "\n".join(lines)
+
+
+def _scenes(outcome: Outcome) -> Iterator[str]:
+    """A table for each, and under it the runs that are not in it."""
+    results = Results(outcome.samples)
+    for scene in dict.fromkeys([*results.scenes(), *(problem.scene for problem in outcome.problems)]):
+        problems = [problem for problem in outcome.problems if problem.scene == scene]
+        missing = {problem.client: "failed" for problem in problems} | dict.fromkeys(outcome.absent, "absent")
+        yield f"### {scene[0].upper()}{scene[1:]}\n"
+        yield scene_table(results, scene, missing) + "\n"
+        if problems:
+            yield "\n".join(f"* {str(problem).partition(chr(10))[0]}" for problem in problems) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.clients import WORKERKIT
@@ -59,14 +59,21 @@ def more_is_better(figure: str) -> bool:
     return figure.endswith("/s")
 
 
-def scene_table(results: Results, scene: str, absent: Iterable[str] = ()) -> str:
-    """One row a client: the spread of each figure, and workerkit's share of it."""
+def scene_table(results: Results, scene: str, missing: Mapping[str, str]) -> str:
+    """One row a client: the spread of each figure, and workerkit's share of it.
+
+    Args:
+        results: of this scene and others.
+        scene: which one.
+        missing: clients that may have no figures at all, and the word that then stands for them.
+    """
     figures = results.figures(scene)
     header = ["client"]
     for figure in figures:
         header += [f"{figure} ({'more' if more_is_better(figure) else 'less'} is better)", "workerkit ÷ it"]
     rows = []
-    for client in results.clients(scene):
+    clients = results.clients(scene)
+    for client in clients:
         row = [client]
         for figure in figures:
             row += [
@@ -74,21 +81,19 @@ def scene_table(results: Results, scene: str, absent: Iterable[str] = ()) -> str
                 ratio_text(results.ratio(scene, figure, WORKERKIT, client)),
             ]
         rows.append(row)
-    rows += [[client, *["absent", ""] * len(figures)] for client in absent]
+    rows += [[client, *[word, "–"] * len(figures)] for client, word in missing.items() if client not in clients]
     return markdown(header, rows)
 
 
 def spread_text(spread: Spread | None) -> str:
     if spread is None:
-        return "failed"
+        return "–"
     low, median, high = (number(value) for value in (spread.low, spread.median, spread.high))
     return median if low == median == high else f"{low} / **{median}** / {high}"
 
 
 def ratio_text(ratio: float | None) -> str:
-    if ratio is None:
-        return "–"
-    return f"{ratio:.1f} ×" if ratio >= 10 else f"{ratio:.2f} ×"
+    return "–" if ratio is None else f"{number(ratio)} ×"
 
 
 def number(value: float) -> str:
@@ -97,7 +102,7 @@ def number(value: float) -> str:
         return f"{value:,.0f}"
     if value >= 10:
         return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,11 +9,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pika
+import pika.exceptions
 import yaml
 
 from bench import loader, meter
@@ -24,6 +25,7 @@ from workerkit.testing.rabbitmq import PrivateRabbitmq
 from workerkit.topology import derive
 
 _QUEUE = "bench"
+_SETPRIV = "/usr/bin/setpriv"  # so that a client does not outlive the benchmark
 _TIME_LIMIT = 45.0
 """Seconds from the start of a client to its last message."""
 WARM_UP = 0.05
@@ -53,16 +55,11 @@ class Figures:
 
 
 class Runner:
-    """Runs clients against one node, in one temporary folder."""
+    """Runs clients against one node."""
 
-    def __init__(self, node: PrivateRabbitmq, folder: Path) -> None:
+    def __init__(self, node: PrivateRabbitmq) -> None:
         self._node = node
-        self._folder = folder
-        self._connection = pika.BlockingConnection(pika.URLParameters(f"{node.url}?heartbeat=0"))
         self._messages: dict[tuple[str | None, int], bytes] = {}
-
-    def close(self) -> None:
-        self._connection.close()
 
     def run(self, client: Client, scene: Scene, count: int) -> Figures:
         """Measure one client.
@@ -71,45 +68,46 @@ class Runner:
             Absent: it cannot run here.
             RunFailed: it did not finish, or not every message was acknowledged.
         """
-        program = client.program()
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        parameters = pika.URLParameters(f"{self._node.url}?heartbeat=0")
+        try:
+            with (
+                tempfile.TemporaryDirectory(prefix="workerkit-bench-") as folder,
+                closing(pika.BlockingConnection(parameters)) as connection,
+            ):
+                return self._run(connection.channel(), Path(folder), client, scene, count)
+        except (loader.LoadFailed, subprocess.TimeoutExpired, pika.exceptions.AMQPError, OSError) as error:
+            raise RunFailed(f"{type(error).__name__}: {error}") from error
+
+    def _run(self, channel: pika.channel.Channel, folder: Path, client: Client, scene: Scene, count: int) -> Figures:
         environment = self._environment(client, scene, folder)
+        counts = meter.Counts(folder / "counts")
+        message = self._message(channel, client, scene, environment)
+        _make_queue(channel, scene)
+        loader.load(self._node.port, channel, _QUEUE, message, count)
         if client.log_level:
             _make_project(folder, self._node.url, scene, client.log_level)
-        channel = self._connection.channel()
+        output = folder / "output"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [_SETPRIV, "--pdeathsig", "TERM", str(client.program()), *client.arguments(scene)],
+                cwd=folder if client.log_level else PEERS,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
-            self._make_queue(channel, scene)
-            message = self._message(channel, client, scene, program, environment)
-            self._make_queue(channel, scene)  # anew: nothing is left of the message that was taken back
-            loader.load(self._node.port, channel, _QUEUE, message, count)
-            counts = meter.Counts(Path(environment["BENCH_COUNTS"]))
-            output = folder / "output"
-            with output.open("wb") as file:
-                process = subprocess.Popen(
-                    ["/usr/bin/setpriv", "--pdeathsig", "TERM", str(program), *client.arguments(scene)],
-                    cwd=folder if client.log_level else PEERS,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            try:
-                figures = _watch(process, counts, count, output)
-                _wait_until_idle(process)
-                time.sleep(client.last_acks)
-            finally:
-                _kill(process)
-            self._check_empty(channel)
-            if counts.total() != count:
-                raise RunFailed(f"{counts.total()} callbacks for {count} messages")
-            return figures
-        except loader.LoadFailed as error:
-            raise RunFailed(str(error)) from error
+            figures = _watch(process, counts, count, output)
+            _wait_until_idle(process)
+            time.sleep(client.last_acks)
         finally:
-            self._delete_queues(channel)
-            channel.close()
-            shutil.rmtree(folder)
+            _kill(process)
+        _check_empty(channel)
+        if counts.total() != count:
+            raise RunFailed(f"{counts.total()} callbacks for {count} messages")
+        _delete_queues(channel)
+        return figures
 
     def _environment(self, client: Client, scene: Scene, folder: Path) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("WORKERKIT_", "PYTHON"))}
@@ -125,43 +123,43 @@ class Runner:
         }
 
     def _message(
-        self,
-        channel: pika.channel.Channel,
-        client: Client,
-        scene: Scene,
-        program: Path,
-        environment: Mapping[str, str],
+        self, channel: pika.channel.Channel, client: Client, scene: Scene, environment: Mapping[str, str]
     ) -> bytes:
+        """The frames of one of its messages; clients with the same envelope share them."""
         key = (client.publisher, scene.size)
         if key not in self._messages:
             if client.publisher is None:
                 self._messages[key] = loader.bare(scene.size, _QUEUE)
             else:
-                meter.Counts(Path(environment["BENCH_COUNTS"]))
-                command = [str(program), client.publisher]
+                _make_queue(channel, scene)
+                command = [str(client.program()), client.publisher]
                 self._messages[key] = loader.enveloped(channel, _QUEUE, scene.size, command, env=environment, cwd=PEERS)
         return self._messages[key]
 
-    def _make_queue(self, channel: pika.channel.Channel, scene: Scene) -> None:
-        self._delete_queues(channel)
-        channel.queue_declare(_QUEUE, durable=True, arguments={"x-queue-type": scene.queue_type})
 
-    def _delete_queues(self, channel: pika.channel.Channel) -> None:
-        """The queue, and what workerkit and Dramatiq put beside it."""
-        derived = derive(_QUEUE, QueueSettings(), {}, RetrySettings().delays, native=False)
-        for name in (*(queue.name for queue in derived.queues), f"{_QUEUE}.DQ", f"{_QUEUE}.XQ"):
-            channel.queue_delete(name)
+def _make_queue(channel: pika.channel.Channel, scene: Scene) -> None:
+    """Empty, whatever there was before."""
+    _delete_queues(channel)
+    channel.queue_declare(_QUEUE, durable=True, arguments={"x-queue-type": scene.queue_type})
 
-    def _check_empty(self, channel: pika.channel.Channel) -> None:
-        """The client has gone, so what it had not acknowledged is in the queue again."""
-        deadline = time.monotonic() + 5
-        while channel.queue_declare(_QUEUE, passive=True).method.consumer_count:
-            if time.monotonic() > deadline:
-                raise RunFailed("the client has ended, and is still registered as a consumer")
-            time.sleep(0.02)
-        time.sleep(0.1)
-        if left := loader.ready_count(channel, _QUEUE):
-            raise RunFailed(f"{left} messages were not acknowledged")
+
+def _delete_queues(channel: pika.channel.Channel) -> None:
+    """The queue, and what workerkit and Dramatiq put beside it."""
+    derived = derive(_QUEUE, QueueSettings(), {}, RetrySettings().delays, native=False)
+    for name in (*(queue.name for queue in derived.queues), f"{_QUEUE}.DQ", f"{_QUEUE}.XQ"):
+        channel.queue_delete(name)
+
+
+def _check_empty(channel: pika.channel.Channel) -> None:
+    """The client has gone, so what it had not acknowledged is in the queue again."""
+    deadline = time.monotonic() + 5
+    while channel.queue_declare(_QUEUE, passive=True).method.consumer_count:
+        if time.monotonic() > deadline:
+            raise RunFailed("the client has ended, and is still registered as a consumer")
+        time.sleep(0.02)
+    time.sleep(0.1)
+    if left := loader.ready_count(channel, _QUEUE):
+        raise RunFailed(f"{left} messages were not acknowledged")
 
 
 def _watch(process: subprocess.Popen[bytes], counts: meter.Counts, count: int, output: Path) -> Figures:

@@ -47,6 +47,6 @@ SCENES = (
     replace(_BASE, key="classic", queue_type="classic"),
     replace(_BASE, key="prefetch-100", prefetch=100),
     replace(_BASE, key="prefetch-1", prefetch=1, share=0.6, pace_limit=3_000),
-    replace(_BASE, key="10KB", size=10_000, share=0.8, pace_limit=10_000),
+    replace(_BASE, key="10KB", size=10_000, share=0.8, pace_limit=15_000),
     replace(_BASE, key="1MB", size=1_000_000, share=0.05, pace_limit=220),
 )
