@@ -29,6 +29,6 @@ demo: setup ## Watch workers lose nothing while they are killed (AMQP_URL=... us
 bench: setup ## Measure workerkit beside other clients, half an hour (ARGS=--quick, ARGS=--help)
 	@scripts/bench.sh $(ARGS)
 
-clean: ## Remove caches and build output; .venv stays
+clean: ## Remove caches and build output; .venv and bench/.venvs stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
-	@find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	@find . -path ./.venv -prune -o -path ./bench/.venvs -prune -o -type d -name __pycache__ -exec rm -rf {} +

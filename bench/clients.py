@@ -33,7 +33,7 @@ class Client:
 
     Attributes:
         name: in the tables.
-        pace: messages/s that it is expected to do in the first scene on two cores; decides how many it gets.
+        pace: messages/s that it is expected to do in the first scene; decides how many it gets in the first round.
         venv: the environment that it runs in; None: it is not a Python program.
         arguments: of its program, given the scene.
         publisher: the program that publishes one message in the client's own envelope; None: it takes the bare body.

@@ -68,15 +68,18 @@ def consume(
     runner = Runner(node)
     for scene in scenes:
         order = list(present)
+        rates = {client.name: client.pace * scene.share for client in present}
         for number in range(1, rounds + 1):
             for client in order:
                 where = f"{scene.name}: round {number}, {client.name}"
                 try:
-                    values = _values(runner.run(client, scene, round(share * scene.messages(client.pace))))
+                    figures = runner.run(client, scene, round(share * scene.messages(rates[client.name])))
                 except RunFailed as error:
                     outcome.problems.append(Problem(scene.name, client.name, number, str(error)))
                     tell(f"{progress.next()} {where}: NO FIGURES: {error}")
                     continue
+                rates[client.name] = figures.rate
+                values = _values(figures)
                 outcome.samples += [Sample(scene.name, name, client.name, number, values[name]) for name in values]
                 tell(f"{progress.next()} {where}: " + ", ".join(f"{values[name]:,.1f} {name}" for name in values))
             order.append(order.pop(0))

@@ -40,7 +40,7 @@ runs once, alone, and the next round begins with the next client. For a run
 4. when the client is idle, it is killed. The queue must then be empty: what was not acknowledged would be in it again.
    And there must have been as many callbacks as messages. Otherwise the run gives no figure and is listed as a problem.
 
-Slow clients get fewer messages, so that each run takes about two seconds.
+Slow clients get fewer messages, so that each run takes about two seconds; with 1 MB bodies nobody gets more than 400.
 
 ## What is fair about it, and what is not
 

@@ -106,6 +106,8 @@ class Runner:
         _check_empty(channel)
         if counts.total() != count:
             raise RunFailed(f"{counts.total()} callbacks for {count} messages")
+        if client.log_level == "info" and (lines := output.read_bytes().count(b'"message.settled"')) != count:
+            raise RunFailed(f"{lines} log lines for {count} messages")
         _delete_queues(channel)
         return figures
 

@@ -18,7 +18,7 @@ class Scene:
         prefetch: messages that the broker hands out before it waits for acknowledgements.
         size: bytes of the payload.
         share: of its pace in the first scene that a client is expected to keep here.
-        pace_limit: messages/s that no client is expected to exceed here. The two decide how many messages it gets.
+        most: messages that the queue may hold; bounds what the broker must keep.
     """
 
     key: str
@@ -26,16 +26,16 @@ class Scene:
     prefetch: int = 500
     size: int = 100
     share: float = 1.0
-    pace_limit: int = 1_000_000
+    most: int = 250_000
 
     @property
     def name(self) -> str:
         """As it stands in the report."""
         return f"{self.queue_type}, prefetch {self.prefetch}, {_SIZES[self.size]}"
 
-    def messages(self, pace: int) -> int:
-        """How many a client gets that does ``pace`` messages/s in the first scene."""
-        return round(SECONDS * min(pace * self.share, self.pace_limit))
+    def messages(self, rate: float) -> int:
+        """How many a client gets that does so many a second."""
+        return min(self.most, round(SECONDS * rate))
 
 
 _SIZES = {100: "100 B", 10_000: "10 KB", 1_000_000: "1 MB"}
@@ -46,7 +46,7 @@ SCENES = (
     _BASE,
     replace(_BASE, key="classic", queue_type="classic"),
     replace(_BASE, key="prefetch-100", prefetch=100),
-    replace(_BASE, key="prefetch-1", prefetch=1, share=0.6, pace_limit=3_000),
-    replace(_BASE, key="10KB", size=10_000, share=0.8, pace_limit=15_000),
-    replace(_BASE, key="1MB", size=1_000_000, share=0.05, pace_limit=220),
+    replace(_BASE, key="prefetch-1", prefetch=1, share=0.2),
+    replace(_BASE, key="10KB", size=10_000, share=0.5, most=30_000),
+    replace(_BASE, key="1MB", size=1_000_000, share=0.05, most=400),
 )
