@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bench.consuming import Outcome
-from bench.report import Results, markdown, scene_table
+from bench.report import Results, scene_table
 from bench.targets import target_table
 
 _HEAD = """\
@@ -20,7 +20,7 @@ root or sudo where RabbitMQ, a C compiler or librabbitmq are not installed yet.
 
 Figures are lowest / **median** / highest over the rounds. "workerkit ÷ it" is the figure of workerkit divided by that
 of the client in the same round, then the median of these ratios over the rounds: above 1 is good for rates, below 1 for
-costs. "MiB" counts memory that processes share once (proportional set size).
+costs. "MiB" is proportional set size: what several processes share is divided among them.
 """
 
 _METHOD = """\
@@ -38,7 +38,8 @@ runs once, alone, and the next round begins with the next client. For a run
    processes of the client, from the kernel's clocks of those processes. Memory is the highest of samples taken four
    times a second from the start on.
 4. when the client is idle, it is killed. The queue must then be empty: what was not acknowledged would be in it again.
-   And there must have been as many callbacks as messages. Otherwise the run gives no figure and is listed as a problem.
+   And there must have been as many callbacks as messages and, where lines are logged, as many lines. Otherwise the run
+   gives no figures, and is listed under its table.
 
 Slow clients get fewer messages, so that each run takes about two seconds; with 1 MB bodies nobody gets more than 400.
 
@@ -47,19 +48,19 @@ Slow clients get fewer messages, so that each run takes about two seconds; with 
 * All clients acknowledge every message, and one callback runs at a time, except in Celery prefork (two processes, one
   at prefetch 1) and in Taskiq (asyncio tasks, as many as are prefetched; they never wait).
 * A workerkit instance is two processes, so it can use two processors where most others use one. CPU per message
-  counts both. With the broker beside them there is no third processor to win on two cores.
+  counts both. Its rate profits from the second one as far as the broker leaves it free.
 * workerkit and the C client may acknowledge several finished messages with one frame; workerkit only those that are
   finished when it writes. "C librabbitmq, 100 acks per frame" waits until there are 100, or half of the prefetch count.
 * "workerkit, log line on" writes one JSON line for each message to a regular file, as it does by default. All other
   clients log warnings only.
 * The peers are set up to be quick: prefetch as in the scene; no result backend; Celery without gossip, mingle,
-  heartbeat and remote control; Dramatiq with one thread, which is faster for such callbacks than its default of eight;
-  aio-pika, FastStream and Taskiq on uvloop; Taskiq without pydantic's parsing of arguments.
+  heartbeat and remote control; Dramatiq with one process and one thread; aio-pika, FastStream and Taskiq on uvloop;
+  Taskiq without pydantic's parsing of arguments.
 * Frameworks with an envelope decode it, JSON included. The others are not asked for the decoded body, and workerkit
   does not decode it either before the callback wants it.
-* A callback that does nothing is the worst case for a framework. As soon as callbacks take milliseconds, all are equal.
+* A callback that does nothing is the worst case for a framework. The longer callbacks take, the less of this matters.
 * Messages wait in the queue before the client starts, and nobody publishes meanwhile. Real queues are mostly empty.
-* Two of the clients (Dramatiq, Celery) declare further queues at their start; so does workerkit. They stay empty.
+* workerkit, Celery, Dramatiq and Taskiq declare further queues at their start. Those stay empty.
 """
 
 
@@ -84,7 +85,7 @@ def document(parts: Sequence[Part], facts: Mapping[str, str], command: str, roun
     """
     head = _HEAD.format(command=command, date=datetime.now(UTC).date().isoformat(), rounds=rounds)
     method = _METHOD.format(warm_up=f"{warm_up:.0%}")
-    where = markdown(["", ""], [list(fact) for fact in facts.items()])
+    where = "\n".join(f"* {name}: {fact}" for name, fact in facts.items())
     return "\n".join([head, tables(parts), method, "## Where\n", where + "\n"])
 
 

@@ -1,4 +1,4 @@
-"""aio-pika, on uvloop: a third faster than on the loop of the standard library."""
+"""aio-pika, on uvloop: faster than on the loop of the standard library."""
 
 from __future__ import annotations
 
