@@ -46,7 +46,7 @@ SCENES = (
     _BASE,
     replace(_BASE, key="classic", queue_type="classic"),
     replace(_BASE, key="prefetch-100", prefetch=100),
-    replace(_BASE, key="prefetch-1", prefetch=1, share=0.2),
+    replace(_BASE, key="prefetch-1", prefetch=1, share=0.2, most=7_000),
     replace(_BASE, key="10KB", size=10_000, share=0.5, most=30_000),
     replace(_BASE, key="1MB", size=1_000_000, share=0.05, most=400),
 )
