@@ -24,25 +24,29 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 
 from bench import loader
-from bench.lifecycle_workers import CELERY_PREFORK, KINDS, MIB, WORKERKIT, Site, Worker, eventually
+from bench.consuming import Problem
+from bench.lifecycle_workers import CELERY_PREFORK, KINDS, MIB, WORKERKIT, Kind, Site, Worker, eventually
 from bench.samples import Sample
 from bench.venvs import python_of as own_python_of
 from workerkit.testing.rabbitmq import PrivateRabbitmq
-
-LOWER_IS_BETTER = frozenset({"s", "MiB", "ms of CPU per minute"})
 
 START = "exec to first callback"
 STOP = "SIGTERM to exit, idle"
 RECOVERY = "SIGKILL of the process that runs callbacks to the next callback"
 MEMORY = "one idle worker, PSS"
 IDLE_CPU = "one idle worker"
+MANY = 50
+_MANY_SCENE = f"{MANY} idle workers, PSS"
+BACKLOG = 1_000_000
+_BODY_SIZE = 100
+_BACKLOG_SCENE = f"backlog of {BACKLOG:,} messages, {_BODY_SIZE} B, prefetch 500, PSS"
 
 _WARM = 100
 """Callbacks after which a worker has loaded what it needs."""
@@ -55,44 +59,80 @@ _AGE = 2.0
 _SETTLE = 1.0
 """Seconds from the last callback until a worker is taken for idle."""
 _MINUTE = 60.0
-MANY = 50
 _WAVE = 5
 """So many of the many start at once."""
 _ROOM = 130 * MIB
 """Memory that must be available for each of the many: what the hungriest takes, and a reserve."""
-BACKLOG = 1_000_000
-_BODY_SIZE = 100
 _BACKLOG_PATIENCE = 600.0
+
+
+class Incomplete(Exception):
+    """Not every scene gave figures: a worker did not do what its scene takes for granted.
+
+    Attributes:
+        samples: of the scenes that did.
+        problems: with the others.
+    """
+
+    def __init__(self, samples: list[Sample], problems: list[Problem]) -> None:
+        super().__init__("\n".join(f"{problem.scene}: {problem}" for problem in problems))
+        self.samples = samples
+        self.problems = problems
 
 
 def measure(
     node: PrivateRabbitmq, python_of: Callable[[str], Path], rounds: int, tell: Callable[[str], None]
 ) -> list[Sample]:
-    """Run all the scenes. Raises RuntimeError if a worker does not do what its scene takes for granted."""
+    """Run all the scenes. Raises Incomplete, after the last, if one of them gave no figures."""
+    notes = _Notes(tell)
     with tempfile.TemporaryDirectory(prefix="workerkit-bench-") as folder:
-        sites = [Site(kind, Path(folder) / str(number), node, python_of) for number, kind in enumerate(KINDS)]
-        for site in sites:  # once unmeasured, for the compiled modules and the page cache
-            _from_start_to_stop(site, 1)
-        samples = _rounds(sites, rounds, tell)
-        samples += _idle_cpu(sites, tell)
-        crowded = [site for site in sites if site.kind in (WORKERKIT, CELERY_PREFORK)]
-        for site in crowded:
-            samples += _many(site, MANY, tell)
-        workerkit = next(site for site in sites if site.kind is WORKERKIT)
-        samples += _backlog(workerkit, BACKLOG, tell)
-    return samples
+        sites: dict[Kind, Site] = {}
+        for kind in KINDS:
+            site = Site(kind, Path(folder) / str(len(sites)), node, python_of)
+            with notes.attempt("trial", kind.client):  # fills the page cache and the folders of compiled modules
+                _from_start_to_stop(site, 0)
+                sites[kind] = site
+        order = list(sites.values())
+        for number in range(1, rounds + 1):
+            for site in order:
+                with notes.attempt(START, site.kind.client, number):
+                    notes.add(*_from_start_to_stop(site, number))
+                with notes.attempt(RECOVERY, site.kind.client, number):
+                    notes.add(_recovery(site, number))
+            order.append(order.pop(0))
+        with notes.attempt(IDLE_CPU, "all clients"):
+            notes.add(*_idle_cpu(sites.values()))
+        for kind in (WORKERKIT, CELERY_PREFORK):
+            with notes.attempt(_MANY_SCENE, kind.client):
+                notes.add(*_many(sites[kind], tell))
+        with notes.attempt(_BACKLOG_SCENE, WORKERKIT.client):
+            notes.add(*_backlog(sites[WORKERKIT], BACKLOG, tell))
+    if notes.problems:
+        raise Incomplete(notes.samples, notes.problems)
+    return notes.samples
 
 
-def _rounds(sites: list[Site], rounds: int, tell: Callable[[str], None]) -> list[Sample]:
-    samples = []
-    order = list(sites)
-    for number in range(1, rounds + 1):
-        for site in order:
-            measured = [*_from_start_to_stop(site, number), _recovery(site, number)]
-            tell(f"round {number}, {site.kind.client}: " + _in_words(measured))
-            samples += measured
-        order.append(order.pop(0))
-    return samples
+class _Notes:
+    """What the scenes gave, told as it comes."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.samples: list[Sample] = []
+        self.problems: list[Problem] = []
+        self._tell = tell
+
+    def add(self, *samples: Sample) -> None:
+        self.samples += samples
+        for each in samples:
+            self._tell(f"{each.scene}: round {each.round}, {each.client}: {each.value:,.3f} {each.figure}")
+
+    @contextmanager
+    def attempt(self, scene: str, client: str, number: int = 1) -> Iterator[None]:
+        """One worker that fails must not cost the figures of the others."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
+            self.problems.append(Problem(scene, client, number, f"{type(error).__name__}: {error}"))
+            self._tell(f"{scene}: {self.problems[-1]}")
 
 
 def _from_start_to_stop(site: Site, number: int) -> list[Sample]:
@@ -127,55 +167,48 @@ def _recovery(site: Site, number: int) -> Sample:
     return Sample(RECOVERY, "s", site.kind.client, number, (successor.at - killed) / 1e9)
 
 
-def _idle_cpu(sites: list[Site], tell: Callable[[str], None]) -> list[Sample]:
+def _idle_cpu(sites: Iterable[Site]) -> list[Sample]:
+    """The same minute for all of them."""
     with ExitStack() as running:
         workers = {}
         for site in sites:
             site.prepare(_WARM)
             workers[site] = running.enter_context(site.start())
             site.wait_for(_WARM)
-        tell(f"{len(workers)} idle workers for a minute")
         time.sleep(5 * _SETTLE)
         before = {site: worker.processor_time() for site, worker in workers.items()}
         time.sleep(_MINUTE)
         used = {site: worker.processor_time() - before[site] for site, worker in workers.items()}
-    samples = [
-        Sample(IDLE_CPU, "ms of CPU per minute", site.kind.client, 1, 1000 * seconds) for site, seconds in used.items()
-    ]
-    for sample in samples:
-        tell(f"{sample.client}: {_in_words([sample])}")
-    return samples
+    figure = "ms of CPU per minute"
+    return [Sample(IDLE_CPU, figure, site.kind.client, 1, 1000 * seconds) for site, seconds in used.items()]
 
 
-def _many(site: Site, count: int, tell: Callable[[str], None]) -> list[Sample]:
+def _many(site: Site, tell: Callable[[str], None], count: int = MANY) -> list[Sample]:
     """So many workers of one kind, each of which has had messages and now has none."""
     available = psutil.virtual_memory().available
     if available < count * _ROOM:
-        tell(f"{count} idle workers, {site.kind.client}: skipped, only {available / MIB:,.0f} MiB are available")
+        tell(f"{_MANY_SCENE}, {site.kind.client}: skipped, only {available / MIB:,.0f} MiB are available")
         return []
-    site.prepare(0)
+    site.prepare(count)
     workers: list[Worker] = []
     with ExitStack() as running:
         while len(workers) < count:
             wave = range(len(workers), min(count, len(workers) + _WAVE))
             workers += [running.enter_context(site.start(pause=10 * _PAUSE, number=number)) for number in wave]
             site.wait_for_consumers(len(workers))
-        site.publish(20 * count)
-        site.wait_for(20 * count)
+        site.publish(20 * count)  # now that all are there to share them
+        site.wait_for(21 * count)
         at_work = len({callback.pid for callback in site.begun()})
         if at_work != count:
             raise RuntimeError(f"of {count} workers of {site.kind.client}, only {at_work} had messages")
         time.sleep(5 * _SETTLE)
         memory = sum(worker.pss() for worker in workers)
-    sample = Sample(f"{count} idle workers, PSS", "MiB", site.kind.client, 1, memory)
-    tell(f"{site.kind.client}: {_in_words([sample])}")
-    return [sample]
+    return [Sample(_MANY_SCENE, "MiB", site.kind.client, 1, memory)]
 
 
 def _backlog(site: Site, messages: int, tell: Callable[[str], None]) -> list[Sample]:
     """A worker on a long queue, its memory looked at after the first hundredth and then after every twentieth."""
     site.prepare(0)
-    tell(f"loading {messages:,} messages")
     site.load(messages, _BODY_SIZE)
     memory = []
     with site.start(task="silent") as worker, site.channel() as channel:
@@ -191,13 +224,8 @@ def _backlog(site: Site, messages: int, tell: Callable[[str], None]) -> list[Sam
     if left := site.ready():
         raise RuntimeError(f"{left} messages of the backlog were not acknowledged")
     tell(f"{messages:,} messages in {seconds:.1f} s; MiB: " + " ".join(f"{each:.1f}" for each in memory))
-    scene = f"backlog of {messages:,} messages, {_BODY_SIZE} B, prefetch 500, PSS"
     found = {"after 1 %": memory[0], "at most": max(memory), "at the end": memory[-1]}
-    return [Sample(f"{scene} {when}", "MiB", site.kind.client, 1, value) for when, value in found.items()]
-
-
-def _in_words(samples: list[Sample]) -> str:
-    return ", ".join(f"{sample.scene} {sample.value:,.3f} {sample.figure}" for sample in samples)
+    return [Sample(f"{_BACKLOG_SCENE} {when}", "MiB", site.kind.client, 1, value) for when, value in found.items()]
 
 
 if __name__ == "__main__":

@@ -36,8 +36,6 @@ LINES = 50_000
 """Messages of one ``workerkit publish --lines``: enough that its start does not hide what a message costs."""
 TIMEOUT = 90.0
 
-LOWER_IS_BETTER = frozenset({"CPU µs/message"})
-
 _PEERS = Path(__file__).parent / "peers"
 _QUEUE = "bench.publishing"
 _SCENE = f"publishing with confirms, quorum, {BODY_SIZE} B"
