@@ -102,11 +102,12 @@ def measure(
             order.append(order.pop(0))
         with notes.attempt(IDLE_CPU, "all clients"):
             notes.add(*_idle_cpu(sites.values()))
-        for kind in (WORKERKIT, CELERY_PREFORK):
+        for kind in (kind for kind in (WORKERKIT, CELERY_PREFORK) if kind in sites):
             with notes.attempt(_MANY_SCENE, kind.client):
                 notes.add(*_many(sites[kind], tell))
-        with notes.attempt(_BACKLOG_SCENE, WORKERKIT.client):
-            notes.add(*_backlog(sites[WORKERKIT], BACKLOG, tell))
+        if WORKERKIT in sites:
+            with notes.attempt(_BACKLOG_SCENE, WORKERKIT.client):
+                notes.add(*_backlog(sites[WORKERKIT], BACKLOG, tell))
     if notes.problems:
         raise Incomplete(notes.samples, notes.problems)
     return notes.samples
