@@ -17,7 +17,6 @@ from bench.clients import CLIENTS
 from bench.consuming import QUICK, Outcome, Problem, consume
 from bench.document import Part, document, tables
 from bench.machine import facts
-from bench.run import WARM_UP
 from bench.samples import Sample
 from bench.scenes import SCENES
 from bench.venvs import python_of
@@ -73,7 +72,7 @@ def main(rounds: int, scenes: tuple[str, ...], clients: tuple[str, ...], quick: 
     print(f"\n{tables(parts)}")
     if complete:
         command = shlex.join(["make", "bench", *([] if rounds == _ROUNDS else [f"ARGS=--rounds {rounds}"])])
-        _PAGE.write_text(document(parts, about, command, rounds, WARM_UP), "utf-8")
+        _PAGE.write_text(document(parts, about, command, rounds), "utf-8")
         print(f"written: {_PAGE.relative_to(Path.cwd())}")
     if any(part.outcome.problems for part in parts):
         raise SystemExit(1)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pika
 import pika.exceptions
@@ -28,8 +29,8 @@ _QUEUE = "bench"
 _SETPRIV = "/usr/bin/setpriv"  # so that a client does not outlive the benchmark
 _TIME_LIMIT = 45.0
 """Seconds from the start of a client to its last message."""
-WARM_UP = 0.05
-"""Share of the messages that are not measured."""
+_EDGE = 0.05
+"""Share of the messages at the beginning and at the end that is not measured; the prefetch count if that is more."""
 _POLL = 0.004
 _MEMORY_POLL = 0.25
 _IDLE = 0.15
@@ -98,7 +99,7 @@ class Runner:
                 start_new_session=True,
             )
         try:
-            figures = _watch(process, counts, count, output)
+            figures = _watch(process, counts, count, scene.prefetch, output)
             _wait_until_idle(process)
             time.sleep(client.last_acks)
         finally:
@@ -164,31 +165,54 @@ def _check_empty(channel: pika.channel.Channel) -> None:
         raise RunFailed(f"{left} messages were not acknowledged")
 
 
-def _watch(process: subprocess.Popen[bytes], counts: meter.Counts, count: int, output: Path) -> Figures:
-    """Wait until the client has counted all messages; the figures from the end of the warm-up on."""
-    first = round(count * WARM_UP)
+def window(count: int, prefetch: int) -> tuple[int, int]:
+    """How many messages are done when the measurement of a run begins, and when it ends.
+
+    In between RabbitMQ keeps the client's prefetch window full, so as many messages are under way at the end as at the
+    beginning. Where there are too few messages for that, everything from the first one on is measured.
+    """
+    edge = max(round(count * _EDGE), prefetch)
+    return (edge, count - edge) if 4 * edge <= count else (1, count)
+
+
+def _watch(process: subprocess.Popen[bytes], counts: meter.Counts, count: int, prefetch: int, output: Path) -> Figures:
+    """Wait until the client has done all messages; the figures are of the window."""
+    first, last = window(count, prefetch)
     deadline = time.monotonic() + _TIME_LIMIT
     next_memory = 0.0
     peak = 0
-    started: tuple[int, float, float] | None = None
-    while (done := counts.total()) < count:
-        now = time.monotonic()
-        if started is None and done >= first:
-            started = (done, now, meter.processor_time(process.pid))
-        if now >= next_memory:
+    begin: _Look | None = None
+    end: _Look | None = None
+    while True:
+        done, now = counts.total(), time.monotonic()
+        if begin is None and done >= first:
+            begin = _Look(done, now, meter.processor_time(process.pid))
+        if end is None and done >= last:
+            end = _Look(done, now, meter.processor_time(process.pid))
+        if now >= next_memory or done >= count:
             peak = max(peak, meter.memory(process.pid))
             next_memory = now + _MEMORY_POLL
+        if done >= count:
+            break
         if process.poll() is not None:
             raise RunFailed(f"it ended with {process.returncode} after {done} of {count} messages\n{_tail(output)}")
         if now > deadline:
             raise RunFailed(f"{done} of {count} messages in {_TIME_LIMIT:g} s\n{_tail(output)}")
         time.sleep(_POLL)
-    if started is None:
+    assert begin is not None
+    assert end is not None
+    measured = end.done - begin.done
+    if not measured:
         raise RunFailed("all messages were done between two looks: too few for a measurement")
-    before, began, used = started
-    measured = count - before
-    rate = measured / (time.monotonic() - began)
-    return Figures(rate, (meter.processor_time(process.pid) - used) / measured, max(peak, meter.memory(process.pid)))
+    return Figures(measured / (end.at - begin.at), (end.used - begin.used) / measured, peak)
+
+
+class _Look(NamedTuple):
+    """The counter, the time and the client's processor time at one moment."""
+
+    done: int
+    at: float
+    used: float
 
 
 def _wait_until_idle(process: subprocess.Popen[bytes]) -> None:

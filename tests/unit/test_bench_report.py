@@ -5,6 +5,7 @@ import pytest
 from bench.consuming import Outcome, Problem
 from bench.document import Part, tables
 from bench.report import Results, Spread, markdown, more_is_better, number, ratio_text, scene_table, spread_text
+from bench.run import window
 from bench.samples import Sample
 from bench.scenes import SCENES
 from bench.targets import TARGETS, target_table
@@ -120,3 +121,12 @@ def test_what_failed_and_what_is_absent_is_named():
     assert "* C is absent: no compiler" in text
     assert "### Another scene" in text
     assert "* pika, round 2: no figures: it ended\n" in text
+
+
+def test_a_run_is_measured_while_rabbitmq_keeps_the_prefetch_window_full():
+    assert window(100_000, 500) == (5_000, 95_000)
+    assert window(3_000, 500) == (500, 2_500)
+
+
+def test_a_run_too_short_for_that_is_measured_from_its_first_message_on():
+    assert window(400, 500) == (1, 400)
