@@ -81,6 +81,8 @@ def main(rounds: int, scenes: tuple[str, ...], clients: tuple[str, ...], quick: 
 def _others(heading: str, measure: Callable[..., list[Sample]], node: PrivateRabbitmq, rounds: int) -> Outcome:
     try:
         return Outcome(measure(node, python_of, rounds, _tell))
+    except lifecycle.Incomplete as error:
+        return Outcome(error.samples, error.problems)
     except Exception as error:  # noqa: BLE001 - half an hour of other figures must not be lost
         _tell(f"{heading}: NO FIGURES: {error}")
         return Outcome(problems=[Problem(heading, "all clients", 1, f"{type(error).__name__}: {error}")])
