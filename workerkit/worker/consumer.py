@@ -259,6 +259,10 @@ class Consumer:
             self._stalled = True
             self._in_background(self._broker.pause())
 
+    def on_congested(self, congested: bool) -> None:
+        """Read no further ahead of the executor than its link holds."""
+        self._broker.hold(congested)
+
     def on_executor_lost(self) -> None:
         """The inline executor ended, and with it this worker."""
         self.exit_code = ExitCode.TEMPORARY

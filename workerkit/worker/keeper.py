@@ -68,6 +68,7 @@ class Keeper:
         self._start = start
         self._settler = settler
         self._owner = owner
+        self.on_congested = owner.on_congested
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._executor: Executor | None = None
@@ -278,8 +279,7 @@ class Keeper:
     def on_exit(self, status: Exit) -> None:
         """It is gone: blame the message it ran, keep what it did not start, start the next one."""
         assert self._executor is not None
-        running = self._executor.page.running()
-        pid = self._executor.pid
+        running, pid = self._executor.page.running(), self._executor.pid
         self._clock.stop()
         if self._killer is not None:
             self._killer.cancel()

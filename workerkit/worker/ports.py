@@ -71,6 +71,9 @@ class Broker(Protocol):
     async def resume(self) -> None:
         """Take messages again."""
 
+    def hold(self, hold: bool) -> None:
+        """Leave what has been sent to us in the network for now, or go on reading. Nothing is lost by either."""
+
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge finished messages, in as few frames as are true."""
 
@@ -108,6 +111,9 @@ class Owner(Protocol):
 
     def on_stalled(self) -> None:
         """No executor gets ready at present."""
+
+    def on_congested(self, congested: bool) -> None:
+        """The executor takes its messages more slowly than they come; or no longer."""
 
     def on_executor_lost(self) -> None:
         """The executor is gone and there can be no other one (``--inline``)."""

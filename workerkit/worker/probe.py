@@ -109,6 +109,9 @@ class _Probe:
     def on_drained(self) -> None:
         """No message is ever sent."""
 
+    def on_congested(self, congested: bool) -> None:
+        """Next to nothing is ever sent."""
+
     def on_output(self, stream: str, line: str) -> None:  # noqa: ARG002 - Events' signature
         """Keep the last line that the task wrote: it may be all there is to say why it died."""
         self._last_line = line

@@ -114,6 +114,10 @@ class Connection:
         properties = self._pika.server_properties or {}
         return ServerVersion.parse(str(properties.get("product", "")), str(properties.get("version", "")))
 
+    def hold(self, hold: bool) -> None:
+        """Read nothing for now, or go on. Heartbeats are still noticed: a little is read several times a second."""
+        self._pika.hold(hold)
+
     async def channel(self) -> Channel:
         """Open a channel. Raises BrokerError."""
         channel = Channel(self)

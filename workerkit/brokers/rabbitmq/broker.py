@@ -298,6 +298,11 @@ class RabbitmqBroker:
             with contextlib.suppress(BrokerError):
                 await self._subscribe(self._channel)
 
+    def hold(self, hold: bool) -> None:
+        """See the port. A connection that is opened meanwhile is not held."""
+        if self._connection is not None:
+            self._connection.hold(hold)
+
     # ---- settling
 
     def holds(self, delivery: Delivery) -> bool:

@@ -6,6 +6,7 @@ They use what pika does not document. Where the installed pika lacks any of it, 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import socket
 import struct
@@ -27,6 +28,10 @@ from workerkit.worker.ports import Delivery
 
 RECEIVE_SIZE = 128 * 1024
 """Bytes per receive call; pika's own 4 KiB costs a system call every twenty small messages."""
+
+_HOLD = 0.2
+"""Seconds for which nothing is read at a stretch. The broker's heartbeats, and methods such as a cancel, come the same
+way as deliveries; and RabbitMQ closes a connection to which it can send nothing for 15 s."""
 
 OnDeliveries = Callable[[list[Delivery]], None]
 
@@ -53,7 +58,14 @@ def missing_in_pika() -> list[str]:
     needed = {
         AsyncioConnection: ("_on_data_available", "_process_frame", "_proto_connection_made", "_adapter_emit_data"),
         Connection: ("bytes_received", "frames_received", "bytes_sent", "frames_sent"),
-        transport: ("_MAX_RECV_BYTES", "_MAX_CONSUME_BYTES", "_sock", "get_write_buffer_size", "write"),
+        transport: (
+            "_MAX_RECV_BYTES",
+            "_MAX_CONSUME_BYTES",
+            "_sock",
+            "_on_socket_readable",
+            "get_write_buffer_size",
+            "write",
+        ),
         pika.frame: ("decode_frame",),
     }
     return [
@@ -78,6 +90,7 @@ class FastConnection(AsyncioConnection):  # type: ignore[misc] # untyped library
         self._splitter = FrameSplitter()
         self._consumers: dict[int, OnDeliveries] = {}
         self._socket: socket.socket | None = None
+        self._held: asyncio.TimerHandle | None = None
         super().__init__(*args, **kwargs)
 
     def route(self, channel: int, queue: str, number: int, on_deliveries: OnDeliveries) -> Callable[..., None]:
@@ -111,6 +124,24 @@ class FastConnection(AsyncioConnection):  # type: ignore[misc] # untyped library
                 return
             data = data[sent:]
         self._adapter_emit_data(data)
+
+    def hold(self, hold: bool) -> None:
+        """Do not read, or do; while held, read once in a while all the same."""
+        if self._socket is None or self._socket.fileno() < 0 or hold == (self._held is not None):
+            return
+        loop = asyncio.get_running_loop()
+        if self._held is None:
+            loop.remove_reader(self._socket.fileno())
+            self._held = loop.call_later(_HOLD, self._read_a_little)
+        else:
+            self._held.cancel()
+            self._held = None
+            loop.add_reader(self._socket.fileno(), self._transport._on_socket_readable)  # noqa: SLF001
+
+    def _read_a_little(self) -> None:
+        if self._socket is not None and self._socket.fileno() >= 0:
+            self._held = asyncio.get_running_loop().call_later(_HOLD, self._read_a_little)
+            self._transport._on_socket_readable()  # noqa: SLF001
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = RECEIVE_SIZE  # noqa: SLF001 - pika has no setting for it
@@ -169,3 +200,6 @@ class PlainConnection(AsyncioConnection):  # type: ignore[misc] # untyped librar
                 channel.basic_nack(tag, multiple, requeue=True)
             else:
                 channel.basic_reject(tag, requeue=True)
+
+    def hold(self, _hold: bool) -> None:
+        """Not possible by documented means: what the prefetch count allows comes into memory."""
