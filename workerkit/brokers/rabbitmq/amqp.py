@@ -17,6 +17,7 @@ import pika.spec
 
 from workerkit.brokers.rabbitmq.errors import translate
 from workerkit.brokers.rabbitmq.frames import FrameSplitter, RawDelivery
+from workerkit.brokers.rabbitmq.outgoing import Outgoing, open_outgoing
 from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.errors import BrokerError, ConnectionLost
 
@@ -210,6 +211,7 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._waiters: set[asyncio.Future[Any]] = set()
         self._pika: pika.channel.Channel
+        self._outgoing: Outgoing | None = None
         self.closed: asyncio.Future[BrokerError] = self._loop.create_future()
         """Done, with the reason, as soon as the channel is gone."""
 
@@ -259,20 +261,26 @@ class Channel:
             on_confirm(method.delivery_tag, method.multiple, isinstance(method, pika.spec.Basic.Ack))
 
         await self._call(lambda done: self._pika.confirm_delivery(on_method, callback=done))
+        self._outgoing = open_outgoing(self._pika)
 
-    def on_return(self, callback: Callable[[str, str, bytes, str], None]) -> None:
-        """Call back with (exchange, routing key, body, reason) when a mandatory message found no queue."""
+    def on_return(self, callback: Callable[[str, str, Any, bytes, str], None]) -> None:
+        """Call back with (exchange, routing key, properties, body, reason) when a mandatory message found no queue."""
         self._pika.add_on_return_callback(
-            lambda _channel, method, _properties, body: callback(
-                method.exchange, method.routing_key, body, f"{method.reply_code} {method.reply_text}"
+            lambda _channel, method, properties, body: callback(
+                method.exchange, method.routing_key, properties, body, f"{method.reply_code} {method.reply_text}"
             )
         )
 
     def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:
-        """Publish, mandatory. Raises BrokerError when the channel is gone."""
+        """Publish, mandatory, on a channel with confirms. After an error, BrokerError, nothing was published."""
         try:
-            self._pika.basic_publish(exchange, routing_key, body, RawProperties(properties), mandatory=True)
-        except pika.exceptions.AMQPError as error:
+            if not self._pika.is_open:
+                raise ConnectionLost("the channel is closed")
+            if self._outgoing is not None:
+                self._outgoing.publish(exchange, routing_key, properties, body)
+            else:
+                self._pika.basic_publish(exchange, routing_key, body, RawProperties(properties), mandatory=True)
+        except (pika.exceptions.AMQPError, ValueError) as error:
             raise translate(error) from None
 
     async def declare_queue(
