@@ -44,8 +44,8 @@ Ended = Callable[[PublishFailed | None], None]
 class _Pending(NamedTuple):
     exchange: str
     routing_key: str
-    properties: bytes
     body: bytes
+    properties: bytes
     ended: Ended
     written: float
 
@@ -65,6 +65,9 @@ class Publisher:
         self._connect = connect
         self._wait_while_blocked = wait_while_blocked
         self._opening = asyncio.Lock()
+        self._refusals = 0
+        self._refusal: BrokerError
+        self._loop: asyncio.AbstractEventLoop  # asking for it each time is a system call each time
         self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._pending: dict[int, _Pending] = {}  # by delivery tag, ascending
@@ -92,7 +95,7 @@ class Publisher:
         """
         if not self.ready:
             await self.room()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = self._loop.create_future()
         self.submit(exchange, routing_key, properties, body, partial(_end, done))
         await done
 
@@ -117,15 +120,20 @@ class Publisher:
         """
         if self._channel is None:
             raise Unconfirmed("there is no connection")
-        self._channel.publish(exchange, routing_key, properties, body)
-        loop = asyncio.get_running_loop()
-        self._pending[self._next_tag] = _Pending(exchange, routing_key, properties, body, ended, loop.time())
+        try:
+            self._channel.publish(exchange, routing_key, properties, body)
+        except BrokerError:
+            raise
+        except BaseException:
+            self._give_up()  # it cannot be said whether the broker will count this one
+            raise
+        self._pending[self._next_tag] = _Pending(exchange, routing_key, body, properties, ended, self._loop.time())
         self._next_tag += 1
         self._bytes += len(body)
         if len(self._pending) >= WINDOW or self._bytes >= WINDOW_BYTES:
             self._full = True
         if self._clock is None:
-            self._clock = loop.call_later(PUBLISH_TIMEOUT / 10, self._check_deadline)
+            self._clock = self._loop.call_later(PUBLISH_TIMEOUT / 10, self._check_deadline)
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
@@ -134,20 +142,31 @@ class Publisher:
 
     async def channel(self) -> Channel:
         """The channel it publishes on, opened if need be; also for declarations that belong to a publish."""
+        refusals = self._refusals
         async with self._opening:
-            if self._channel is not None:
-                if self._channel.is_open:
-                    return self._channel
-                self._lose("it was closed")
-            if self._connection is None or not self._connection.is_open:
-                self._connection = await self._connect()
-            channel = await self._connection.channel()
-            channel.on_return(self._on_return)
-            await channel.confirm_select(self._on_confirm)
-            channel.closed.add_done_callback(lambda closed: self._on_closed(channel, closed.result()))
-            self._next_tag, self._last_returned = 1, 0
-            self._channel = channel
-            return channel
+            if self._channel is not None and self._channel.is_open:
+                return self._channel
+            if self._refusals > refusals:  # who waited here for an attempt that failed does not start another
+                raise self._refusal
+            try:
+                return await self._open()
+            except BrokerError as error:
+                self._refusals += 1
+                self._refusal = error
+                raise
+
+    async def _open(self) -> Channel:
+        self._lose("it was closed")
+        if self._connection is None or not self._connection.is_open:
+            self._connection = await self._connect()
+        channel = await self._connection.channel()
+        channel.on_return(self._on_return)
+        await channel.confirm_select(self._on_confirm)
+        channel.closed.add_done_callback(lambda closed: self._on_closed(channel, closed.result()))
+        self._loop = asyncio.get_running_loop()
+        self._next_tag, self._last_returned = 1, 0
+        self._channel = channel
+        return channel
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
@@ -178,9 +197,10 @@ class Publisher:
         messages that are alike in everything may stand for each other.
         """
         found = 0
-        for tag, message in self._pending.items():
-            key = (message.exchange, message.routing_key, message.body)
-            if tag <= self._last_returned or key != (exchange, routing_key, body):
+        oldest = next(iter(self._pending), self._next_tag)
+        for tag in range(max(oldest, self._last_returned + 1), self._next_tag):
+            message = self._pending.get(tag)
+            if message is None or message[:3] != (exchange, routing_key, body):
                 continue
             found = found or tag
             if _are(message.properties, properties):
@@ -195,27 +215,30 @@ class Publisher:
         self._clock = None
         if not self._pending:
             return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         blocked = self._connection.blocked_by if self._connection is not None else ""
         if blocked and self._wait_while_blocked:
             self._last_blocked = now
         oldest = next(iter(self._pending.values()))
         left = max(oldest.written, self._last_blocked) + PUBLISH_TIMEOUT - now
         if left > 0:
-            self._clock = loop.call_later(min(left, PUBLISH_TIMEOUT / 10), self._check_deadline)
+            self._clock = self._loop.call_later(min(left, PUBLISH_TIMEOUT / 10), self._check_deadline)
             return
-        if self._connection is not None:
-            # What is not sent yet must not be published beside what the caller sends next. What the broker's
-            # machine has taken in already may be: a publish without a confirm is neither done nor undone.
-            self._connection.abort()
         why = f", as the broker blocks publishers ({blocked})" if blocked else ""
-        late = f"no confirm within {PUBLISH_TIMEOUT:g} s{why}; the message may still arrive"
-        for tag, message in tuple(self._pending.items()):
-            if message.written + PUBLISH_TIMEOUT <= now:
-                del self._pending[tag]
-                message.ended(TimedOut(late))
-        self._lose("given up, as an earlier message had no confirm in time")
+        late = [tag for tag, message in self._pending.items() if message.written + PUBLISH_TIMEOUT <= now]
+        for message in [self._pending.pop(tag) for tag in late]:
+            message.ended(TimedOut(f"no confirm within {PUBLISH_TIMEOUT:g} s{why}; the message may still arrive"))
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Cut the connection.
+
+        What is not sent yet must not be published beside what the caller sends next. What the broker's machine has
+        taken in already may be: a publish without a confirm is neither done nor undone.
+        """
+        if self._connection is not None:
+            self._connection.abort()
+        self._lose("given up")
 
     def _on_closed(self, channel: Channel, reason: BrokerError) -> None:
         if self._channel is channel:
@@ -233,7 +256,7 @@ class Publisher:
         self._changed()
 
     async def _change(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append(waiter)
         await waiter
 
