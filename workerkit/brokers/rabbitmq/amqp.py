@@ -272,10 +272,8 @@ class Channel:
         )
 
     def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:
-        """Publish, mandatory, on a channel with confirms. After an error, BrokerError, nothing was published."""
+        """Publish, mandatory, on a channel with confirms. Raises BrokerError; then nothing was published."""
         try:
-            if not self._pika.is_open:
-                raise ConnectionLost("the channel is closed")
             if self._outgoing is not None:
                 self._outgoing.publish(exchange, routing_key, properties, body)
             else:

@@ -125,7 +125,7 @@ class Publisher:
         except BrokerError:
             raise
         except BaseException:
-            self._give_up()  # it cannot be said whether the broker will count this one
+            self._give_up("given up after a fault")  # nobody can say whether the broker will count this one
             raise
         self._pending[self._next_tag] = _Pending(exchange, routing_key, body, properties, ended, self._loop.time())
         self._next_tag += 1
@@ -228,9 +228,9 @@ class Publisher:
         late = [tag for tag, message in self._pending.items() if message.written + PUBLISH_TIMEOUT <= now]
         for message in [self._pending.pop(tag) for tag in late]:
             message.ended(TimedOut(f"no confirm within {PUBLISH_TIMEOUT:g} s{why}; the message may still arrive"))
-        self._give_up()
+        self._give_up(f"given up, as the broker did not confirm an earlier message within {PUBLISH_TIMEOUT:g} s")
 
-    def _give_up(self) -> None:
+    def _give_up(self, why: str) -> None:
         """Cut the connection.
 
         What is not sent yet must not be published beside what the caller sends next. What the broker's machine has
@@ -238,7 +238,7 @@ class Publisher:
         """
         if self._connection is not None:
             self._connection.abort()
-        self._lose("given up")
+        self._lose(why)
 
     def _on_closed(self, channel: Channel, reason: BrokerError) -> None:
         if self._channel is channel:
