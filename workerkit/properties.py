@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 _HEADERS_BIT = 13
@@ -37,6 +38,7 @@ _FIELDS = (
     ("cluster_id", 2, "s"),
 )
 _BITS = {name: bit for name, bit, _ in _FIELDS}
+_IDS = ("correlation_id", "message_id")
 
 _FIXED = {
     b"t": struct.Struct(">?"),
@@ -116,6 +118,40 @@ def decode_headers(raw: bytes) -> dict[str, Any]:
     except (struct.error, IndexError) as error:
         raise ValueError(f"message headers are cut off: {error}") from error
     return {}
+
+
+def decode_ids(raw: bytes) -> tuple[str | None, str | None]:
+    """Read message_id and correlation_id alone: every log line about a message names them.
+
+    Raises:
+        ValueError: the bytes are cut off, as far as they are read.
+    """
+    ids: dict[str, str] = {}
+    try:
+        offset = 2
+        for name, kind in _fields_up_to_ids(_U16.unpack_from(raw)[0]):
+            if kind == "s":
+                end = offset + 1 + raw[offset]
+                if name in _IDS:
+                    if end > len(raw):
+                        raise ValueError(f"message properties are cut off in {name}")
+                    ids[name] = _text(raw[offset + 1 : end])
+                offset = end
+            elif kind == "t":
+                offset += 4 + _U32.unpack_from(raw, offset)[0]
+            else:
+                offset += 1
+    except (struct.error, IndexError) as error:
+        raise ValueError(f"message properties are cut off: {error}") from error
+    return ids.get("message_id"), ids.get("correlation_id")
+
+
+@cache
+def _fields_up_to_ids(flags: int) -> list[tuple[str, str]]:
+    """Name and kind of the properties that are present, up to the last of the two ids."""
+    present = [(name, kind) for name, bit, kind in _FIELDS if flags >> bit & 1]
+    wanted = [index for index, (name, _) in enumerate(present) if name in _IDS]
+    return present[: wanted[-1] + 1] if wanted else []
 
 
 def encode(properties: Properties) -> bytes:

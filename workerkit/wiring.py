@@ -102,6 +102,7 @@ def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: 
             start_executor=start_executor,
             log=log.logger,
             write_line=log.write_line,
+            write_events=log.write_events,
         )
 
     for warning in loaded.warnings:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from workerkit.errors import ExitCode
-from workerkit.worker.link import READ_SIZE, FrameReader, Page
+from workerkit.worker.link import READ_SIZE, Frame, FrameReader, Page
 
 _STACKS_DEADLINE = 0.5
 """Seconds that faulthandler gets to write every thread's stack; it takes milliseconds."""
@@ -42,10 +42,11 @@ class Exit:
 class Events(Protocol):
     """What the owner of an executor is told. Every call comes from the event loop."""
 
-    def on_frame(self, kind: int, payload: bytes) -> None: ...
+    def on_frames(self, frames: list[Frame]) -> None:
+        """The frames that one read brought."""
 
-    def on_batch_end(self) -> None:
-        """Everything that one read brought has been handed over."""
+    def on_drained(self) -> None:
+        """All frames that have arrived were handed over; the page may say more."""
 
     def on_output(self, stream: str, line: str) -> None:
         """The user's code wrote a line to stdout or stderr."""
@@ -70,17 +71,23 @@ class Executor:
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
-    def send(self, data: bytes) -> None:
+    def send(self, *pieces: bytes) -> None:
         """Send frames, in order; what the socket does not take now follows when it can."""
         if self.closed:
             return
-        self._unsent.append(memoryview(data))
-        if len(self._unsent) == 1 and not self._send_some():
+        waiting = bool(self._unsent)
+        self._unsent.extend(map(memoryview, pieces))
+        if not waiting and not self._send_some():
             self._loop.add_writer(self._sock.fileno(), self._on_writable)
 
     def drain(self) -> bool:
-        """Hand over every frame that has arrived. Returns False at the end of the stream."""
-        events = self._events
+        """Hand over everything that has arrived, through the socket and in the page. False: the stream has ended."""
+        alive = self._receive()
+        if not self.closed:
+            self._events.on_drained()
+        return alive
+
+    def _receive(self) -> bool:
         while not self.closed:
             try:
                 data = self._sock.recv(READ_SIZE)
@@ -90,9 +97,8 @@ class Executor:
                 return False
             if not data:
                 return False
-            for kind, payload in self._reader.feed(data):
-                events.on_frame(kind, payload)
-            events.on_batch_end()
+            if frames := self._reader.feed(data):
+                self._events.on_frames(frames)
             if len(data) < READ_SIZE:
                 return True
         return False

@@ -18,7 +18,7 @@ from workerkit.worker.child import Events, Executor
 from workerkit.worker.keeper import EXIT_TIMEOUT, Keeper
 from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.ports import Broker, Delivery, Subscription
-from workerkit.worker.settler import Settler
+from workerkit.worker.settler import Settler, WriteEvents
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -59,6 +59,7 @@ class Consumer:
         start_executor: Callable[[Events], Executor],
         log: FilteringBoundLogger,
         write_line: Callable[[bytes], None],
+        write_events: WriteEvents,
     ) -> None:
         self._spec = spec
         self._broker = broker
@@ -66,7 +67,7 @@ class Consumer:
         self._log = log
         self._started = time.monotonic()
         self._changed = asyncio.Event()
-        self._settler = Settler(broker, log, self._changed.set, self.on_failed)
+        self._settler = Settler(broker, log, write_events, self._changed.set, self.on_failed)
         self._keeper = Keeper(spec, start_executor, self._settler, self, log)
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._limit_left = options.limit

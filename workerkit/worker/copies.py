@@ -13,6 +13,7 @@ from workerkit.settlement import Cause
 from workerkit.worker.ports import Delivery
 
 PREFIX = "workerkit-"
+_ATTEMPT = ATTEMPT_HEADER.encode()
 FIRST_FAILED_HEADER = "workerkit-first-failed-at"
 REASON_HEADER = "workerkit-reason"
 
@@ -111,6 +112,14 @@ def replayed(raw_properties: bytes) -> bytes:
     )
 
 
+def count_attempts(deliveries: list[Delivery], *, native: bool) -> None:
+    """Say of each delivery which attempt it is. Nearly all are the first, and that must cost next to nothing."""
+    for delivery in deliveries:
+        properties = delivery.raw_properties
+        if native or _ATTEMPT in properties:
+            delivery.attempt = attempt_of(properties, native=native)
+
+
 def attempt_of(raw_properties: bytes, *, native: bool) -> int:
     """The 1-based number of the run that this delivery starts.
 
@@ -118,8 +127,6 @@ def attempt_of(raw_properties: bytes, *, native: bool) -> int:
     failures is added, which from RabbitMQ 4.3 leaves out messages that were merely handed back. It is not used
     elsewhere, since older versions count every return. Values that make no sense count as nothing.
     """
-    if not native and ATTEMPT_HEADER.encode() not in raw_properties:
-        return 1
     try:
         headers = decode_headers(raw_properties)
     except ValueError:

@@ -25,12 +25,13 @@ import msgspec
 from workerkit.errors import ExitCode, TaskLoadError
 from workerkit.message import Incoming, MessageAdapter
 from workerkit.payload import body_decoder
-from workerkit.settlement import Cause, Outcome, Reason
+from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason
 from workerkit.task import WorkerTask
 from workerkit.worker import logs
 from workerkit.worker.execution import end_by, execute
 from workerkit.worker.link import (
     READ_SIZE,
+    Frame,
     FrameReader,
     Kind,
     Page,
@@ -38,7 +39,7 @@ from workerkit.worker.link import (
     frame,
     pack_cause,
     pack_json,
-    pack_settled,
+    settled_frame,
     unpack_aftermath,
     unpack_delivery,
 )
@@ -46,6 +47,7 @@ from workerkit.worker.loading import Spec, load_class, prepare
 
 _PR_SET_PDEATHSIG = 1
 _OUT_OF_MEMORY = pack_cause(Cause(Reason.MEMORY, "out of memory outside the callback", "MemoryError"))
+_WAKE = frame(Kind.WAKE)
 _open_to_the_end: list[socket.socket] = []
 """The link stays open after ``main``: what the user registered with ``atexit`` may log."""
 INTERRUPTED = 130
@@ -78,8 +80,8 @@ class Executor:
         frames = self._receive()
         while not frames:
             frames = self._receive()
-        (_, payload), *frames = frames
-        spec = msgspec.json.decode(payload, type=Spec)
+        (_, data, start, end), *frames = frames
+        spec = msgspec.json.decode(data[start:end], type=Spec)
         self._keys = {"worker": spec.worker, "instance": spec.instance, "pid": os.getpid()}
         logs.configure(spec.log_level, self._log_context, lambda line: self._send(Kind.LOG, line))
         task = self._load(spec)
@@ -88,18 +90,18 @@ class Executor:
         self._decode = body_decoder(task.payload_type)
         self._queue = str(task.queue)
         while True:
-            for kind, payload in frames:
-                if kind == Kind.STOP:
+            for kind, data, start, end in frames:
+                if kind == Kind.DELIVER:
+                    death = self._deliver(task, data, start, end)
+                    if death is not None:
+                        return _exit_code(death)
+                elif kind == Kind.AFTERMATH:
+                    self._aftermath(task, data[start:end])
+                elif kind == Kind.STOP:
                     return ExitCode.OK
-                if kind == Kind.AFTERMATH:
-                    self._aftermath(task, payload)
-                    continue
-                death = self._deliver(task, payload)
-                if death is not None:
-                    return _exit_code(death)
             frames = self._receive()
 
-    def _receive(self) -> list[tuple[int, bytes]]:
+    def _receive(self) -> list[Frame]:
         data = self._link.recv(READ_SIZE)
         if not data:
             raise SystemExit(ExitCode.OK)  # the consumer is gone, and every settlement with it
@@ -129,15 +131,18 @@ class Executor:
     def _failed(self, text: str, trace: str, *, configuration: bool) -> None:
         self._send(Kind.FAILED, pack_json({"text": text, "traceback": trace, "configuration": configuration}))
 
-    def _deliver(self, task: WorkerTask, payload: bytes) -> Cause | None:
-        seq, incoming = unpack_delivery(payload, self._queue)
+    def _deliver(self, task: WorkerTask, data: bytes, start: int, end: int) -> Cause | None:
+        seq, incoming = unpack_delivery(data, start, end, self._queue)
         page = self._page
+        if seq <= page.void:
+            return None
         now = time.monotonic_ns()
         # First say "I run it", then ask whether it is still mine: the consumer writes the void word first and reads
         # the running word afterwards, so at least one of the two sees the other.
         page.begin(seq, Phase.CALLBACK, now)
         if seq <= page.void:
             page.end()
+            self._settle(seq, now, RELEASE)  # voided in just this moment: the consumer may take it for started
             return None
         message = self._adapter(seq, now, incoming)
         death = execute(task, message, self._enter_shutdown)
@@ -165,7 +170,13 @@ class Executor:
         return self._message
 
     def _settle(self, seq: int, started_ns: int, outcome: Outcome) -> None:
-        self._send(Kind.SETTLED, pack_settled(seq, time.monotonic_ns() - started_ns, outcome))
+        if self._forked:
+            return
+        duration_ns = time.monotonic_ns() - started_ns
+        if outcome is not ACK or not self._page.acknowledge(seq, duration_ns):
+            self._send_frame(Kind.SETTLED, settled_frame(seq, duration_ns, outcome))
+        elif self._page.must_wake():
+            self._send_frame(Kind.WAKE, _WAKE)
 
     def _on_fork(self) -> None:
         """In a child that the callback forked: it shares the link and the page, and must not speak for the executor."""
@@ -179,15 +190,19 @@ class Executor:
         self._page.begin(self._seq, Phase.SHUTDOWN, time.monotonic_ns())
 
     def _send(self, kind: Kind, payload: bytes) -> None:
+        if self._forked and kind is Kind.LOG:
+            os.write(2, payload)  # read by the consumer, line by line
+            return
+        self._send_frame(kind, frame(kind, payload))
+
+    def _send_frame(self, kind: Kind, data: bytes) -> None:
         """Send one frame whole. Threads take turns; a signal handler that logs in the midst of a send is not in a turn
         of its own, so its frame is left to the send that it interrupted.
         """
         if self._forked:
-            if kind is Kind.LOG:
-                os.write(2, payload)  # read by the consumer, line by line
             return
         with self._lock:
-            self._outgoing.append(frame(kind, payload))
+            self._outgoing.append(data)
             if self._sending:
                 return
             self._sending = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,18 +16,19 @@ from workerkit.worker.clock import SHUTDOWN_TIMEOUT, Clock
 from workerkit.worker.deaths import classify, timed_out
 from workerkit.worker.link import (
     Aftermath,
+    Frame,
     Kind,
     Phase,
     Running,
+    deliver_frames,
     frame,
     pack_aftermath,
-    pack_delivery,
     pack_json,
     unpack_cause,
     unpack_settled,
 )
 from workerkit.worker.loading import Resolved, Spec
-from workerkit.worker.ports import Delivery
+from workerkit.worker.ports import Delivery, Owner
 from workerkit.worker.settler import Settler, describe
 
 if TYPE_CHECKING:
@@ -46,31 +47,6 @@ RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _SHORT_LIFE = 10.0
 START_PATIENCE = 30.0
 """Seconds for which messages wait for an executor that loads. It may go on loading, but without them."""
-
-
-class Owner(Protocol):
-    """What the keeper reports to."""
-
-    def on_ready(self, resolved: Resolved) -> None:
-        """An executor is ready for messages."""
-
-    def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
-        """An executor could not load the task. Fatal: the first one, for a reason that trying again cannot mend."""
-
-    def on_unstarted(self, deliveries: list[Delivery]) -> None:
-        """These were not started and will not be."""
-
-    def on_stalled(self) -> None:
-        """No executor gets ready at present."""
-
-    def on_executor_lost(self) -> None:
-        """The executor is gone and there can be no other one (``--inline``)."""
-
-    def on_line(self, line: bytes) -> None:
-        """A finished log line from the executor."""
-
-    def on_change(self) -> None:
-        """Something that somebody may be waiting for has happened."""
 
 
 class Keeper:
@@ -101,7 +77,9 @@ class Keeper:
         self._seq = 0
         self._waiting: list[Delivery] = []
         self._inflight: dict[int, Delivery] = {}
-        self._last_settled: tuple[Delivery, Verb] | None = None
+        self._last_settled: Delivery | None = None
+        self._last_verb = Verb.ACK
+        self._last_seq = 0
         self._aftermaths: list[tuple[Delivery, Aftermath]] = []
         self._deaths: dict[int, Cause] = {}  # of deliveries whose shutdown() is running or about to
         self._announced: Cause | None = None  # why the present executor is about to be gone
@@ -199,19 +177,42 @@ class Keeper:
 
     # ---- what the executor says
 
-    def on_frame(self, kind: int, payload: bytes) -> None:
-        """Take one frame."""
-        if kind == Kind.SETTLED:
-            seq, duration_ns, outcome = unpack_settled(payload)
-            delivery = self._inflight.pop(seq, None)
-            if delivery is None:
-                self._log.warning("settle.dropped", why="its channel is gone", outcome=outcome.verb.name.lower())
-                return
+    def on_frames(self, frames: list[Frame]) -> None:
+        """Take the frames of one read."""
+        for kind, data, start, end in frames:
+            if kind == Kind.SETTLED:
+                seq, duration_ns, outcome = unpack_settled(data, start, end)
+                if seq in self._inflight:
+                    self._settler.settle(self._take(seq, outcome.verb), outcome, duration_ns)
+                else:
+                    self._log.warning("settle.dropped", why="its channel is gone", outcome=outcome.verb.name.lower())
+            elif kind != Kind.WAKE:
+                self._on_event(kind, data[start:end])
+        self._owner.on_change()
+
+    def on_drained(self) -> None:
+        """Acknowledge together what was finished since the last time."""
+        executor, inflight = self._executor, self._inflight
+        if executor is None:
+            return
+        found = executor.page.acknowledged(inflight)
+        if found:
+            self._settler.acknowledge([(self._take(seq, Verb.ACK), duration_ns) for seq, duration_ns in found])
+            executor.page.know(next(iter(inflight), self._seq + 1) - 1)
+            self._owner.on_change()
+
+    def _take(self, seq: int, verb: Verb) -> Delivery:
+        """Take out a delivery that was settled."""
+        delivery = self._inflight.pop(seq)
+        if self._deaths:
             self._deaths.pop(seq, None)
-            self._fruitful = True
-            self._last_settled = (delivery, outcome.verb)
-            self._settler.settle(delivery, outcome, duration_ns)
-        elif kind == Kind.LOG:
+        if seq > self._last_seq:
+            self._last_seq, self._last_settled, self._last_verb = seq, delivery, verb
+        self._fruitful = True
+        return delivery
+
+    def _on_event(self, kind: int, payload: bytes) -> None:
+        if kind == Kind.LOG:
             self._owner.on_line(payload)
         elif kind == Kind.READY:
             self._on_ready(msgspec.json.decode(payload, type=Resolved))
@@ -224,11 +225,6 @@ class Keeper:
             fatal = bool(failure["configuration"]) and not self._was_ready
             self._ending = self._ending or fatal
             self._owner.on_load_failed(failure["text"], failure["traceback"], fatal=fatal)
-
-    def on_batch_end(self) -> None:
-        """One read is done: what it finished is acknowledged together."""
-        self._settler.flush()
-        self._owner.on_change()
 
     def on_output(self, stream: str, line: str) -> None:
         """What the user's code prints becomes a log line."""
@@ -245,7 +241,7 @@ class Keeper:
             if aftermath.settled is None:
                 self._inflight[delivery.seq] = delivery
                 self._deaths[delivery.seq] = aftermath.cause
-            self._executor.send(frame(Kind.AFTERMATH, pack_aftermath(delivery.seq, delivery, aftermath)))
+            self._executor.send(frame(Kind.AFTERMATH, pack_aftermath(delivery, aftermath)))
             self._clock.watch(self._executor)
         self._aftermaths.clear()
         waiting, self._waiting = self._waiting, []
@@ -256,7 +252,8 @@ class Keeper:
         for delivery in deliveries:
             self._inflight[delivery.seq] = delivery
         if deliveries:
-            self._executor.send(b"".join(frame(Kind.DELIVER, pack_delivery(d.seq, d)) for d in deliveries))
+            self._executor.page.know(next(iter(self._inflight)) - 1)
+            self._executor.send(*deliver_frames(deliveries))
             self._clock.watch(self._executor)
 
     def _take_unstarted(self, void: int) -> list[Delivery]:
@@ -325,9 +322,9 @@ class Keeper:
             else:
                 self._aftermaths.append((delivery, Aftermath(cause, None)))
             return delivery
-        if self._last_settled is not None and self._last_settled[0].seq == seq and phase is Phase.CALLBACK:
-            delivery, verb = self._last_settled  # it died after it had settled, before the callback returned
-            self._aftermaths.append((delivery, Aftermath(cause, verb)))
+        if self._last_settled is not None and self._last_seq == seq and phase is Phase.CALLBACK:
+            delivery = self._last_settled  # it died after it had settled, before the callback returned
+            self._aftermaths.append((delivery, Aftermath(cause, self._last_verb)))
         return delivery
 
     def _attribute_idle_death(self, cause: Cause) -> Delivery | None:
@@ -347,7 +344,6 @@ class Keeper:
         self._deaths.pop(delivery.seq, None)
         if aftermath.settled is None:
             self._settler.settle(delivery, Outcome(Verb.NACK, cause=aftermath.cause), 0)
-            self._settler.flush()
 
     def _log_exit(self, status: Exit, cause: Cause, pid: int, blamed: Delivery | None) -> None:
         about: dict[str, Any] = {"executor_pid": pid, "code": status.code, "signal": status.signal}

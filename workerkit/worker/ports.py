@@ -1,4 +1,6 @@
-"""What a worker needs of a broker: the narrow seam that each adapter in ``workerkit.brokers`` fills."""
+"""The seams of a worker: what it needs of a broker (each adapter in ``workerkit.brokers`` fills that), and what the
+keeper of its executor reports to.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Protocol
 
 from workerkit.message import Incoming
 from workerkit.settlement import Cause, RetryLater
+from workerkit.worker.loading import Resolved
 
 
 @dataclass(slots=True)
@@ -89,3 +92,28 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Flush what was settled and close in order. Harmless when nothing was started."""
+
+
+class Owner(Protocol):
+    """What the keeper of the executor reports to."""
+
+    def on_ready(self, resolved: Resolved) -> None:
+        """An executor is ready for messages."""
+
+    def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
+        """An executor could not load the task. Fatal: the first one, for a reason that trying again cannot mend."""
+
+    def on_unstarted(self, deliveries: list[Delivery]) -> None:
+        """These were not started and will not be."""
+
+    def on_stalled(self) -> None:
+        """No executor gets ready at present."""
+
+    def on_executor_lost(self) -> None:
+        """The executor is gone and there can be no other one (``--inline``)."""
+
+    def on_line(self, line: bytes) -> None:
+        """A finished log line from the executor."""
+
+    def on_change(self) -> None:
+        """Something that somebody may be waiting for has happened."""

@@ -15,7 +15,7 @@ import msgspec
 
 from workerkit.worker.child import Exit, ProcessExecutor
 from workerkit.worker.deaths import classify
-from workerkit.worker.link import Kind, frame, pack_json
+from workerkit.worker.link import Frame, Kind, frame, pack_json
 from workerkit.worker.loading import Resolved, Spec
 
 DEADLINE: Final = 10.0
@@ -98,15 +98,16 @@ class _Probe:
         await asyncio.wait([waiting], timeout=seconds)
         waiting.cancel()
 
-    def on_frame(self, kind: int, payload: bytes) -> None:
-        """Take one frame: the answer, or a log line of the task, which nobody has asked for."""
-        if kind == Kind.READY:
-            self._set_answer(msgspec.json.decode(payload, type=Resolved))
-        elif kind == Kind.FAILED:
-            self._set_answer(NotLoaded(msgspec.json.decode(payload)["text"]))
+    def on_frames(self, frames: list[Frame]) -> None:
+        """Take the answer; log lines of the task are something that nobody has asked for."""
+        for kind, data, start, end in frames:
+            if kind == Kind.READY:
+                self._set_answer(msgspec.json.decode(data[start:end], type=Resolved))
+            elif kind == Kind.FAILED:
+                self._set_answer(NotLoaded(msgspec.json.decode(data[start:end])["text"]))
 
-    def on_batch_end(self) -> None:
-        """Nothing is gathered in batches here."""
+    def on_drained(self) -> None:
+        """No message is ever sent."""
 
     def on_output(self, stream: str, line: str) -> None:  # noqa: ARG002 - Events' signature
         """Keep the last line that the task wrote: it may be all there is to say why it died."""

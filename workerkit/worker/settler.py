@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from workerkit.properties import decode
+from workerkit.properties import decode_ids
 from workerkit.retry import RetryPolicy, decide
 from workerkit.settlement import Acknowledge, Cause, DeadLetter, Outcome, Release, RetryLater
 from workerkit.worker.ports import Broker, Delivery
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 
+WriteEvents = Callable[[str, str, list[dict[str, Any]]], None]
+
+
 class Settler:
     """Settles deliveries: acknowledgements in batches, retries and dead letters as publishes that must be confirmed.
 
     Args:
         broker: settles on the wire.
         log: one line per settled message goes here, bodies never.
+        write_events: takes many events of one level and name at once: one for each acknowledged message.
         changed: called when something that was under way is done.
         failed: called when an error of ours left a message unsettled; only a restart hands it back.
     """
@@ -29,15 +33,16 @@ class Settler:
         self,
         broker: Broker,
         log: FilteringBoundLogger,
+        write_events: WriteEvents,
         changed: Callable[[], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._broker = broker
         self._log = log
+        self._write_events = write_events
         self._log_each = log.is_enabled_for(20)
         self._changed = changed
         self._failed = failed
-        self._finished: list[Delivery] = []
         self._publishing: set[asyncio.Task[None]] = set()
         self.policy = RetryPolicy()
 
@@ -47,13 +52,11 @@ class Settler:
         return bool(self._publishing)
 
     def settle(self, delivery: Delivery, outcome: Outcome, duration_ns: int) -> None:
-        """Decide what an outcome means for this attempt and see to it. Acknowledgements wait for ``flush``."""
+        """Decide what an outcome means for this attempt and see to it."""
         settlement = decide(outcome, delivery.attempt, self.policy)
         match settlement:
             case Acknowledge():
-                self._finished.append(delivery)
-                if self._log_each and self._broker.holds(delivery):
-                    self._write("info", "acked", delivery, duration_ns)
+                self.acknowledge([(delivery, duration_ns)])
             case Release():
                 if self._broker.holds(delivery):
                     self._write("info", "released", delivery, duration_ns)
@@ -63,11 +66,16 @@ class Settler:
                 self._publishing.add(task)
                 task.add_done_callback(self._done)
 
-    def flush(self) -> None:
-        """Acknowledge what finished since the last time, in as few frames as are true."""
-        if self._finished:
-            finished, self._finished = self._finished, []
-            self._broker.ack(finished)
+    def acknowledge(self, finished: list[tuple[Delivery, int]]) -> None:
+        """Acknowledge messages, in as few frames as are true. Each comes with its duration in nanoseconds."""
+        self._broker.ack([delivery for delivery, _ in finished])
+        if self._log_each:
+            events = [
+                {"outcome": "acked", **describe(delivery), "duration_ms": round(duration_ns / 1e6, 3)}
+                for delivery, duration_ns in finished
+                if self._broker.holds(delivery)
+            ]
+            self._write_events("info", "message.settled", events)
 
     def release(self, deliveries: list[Delivery]) -> None:
         """Give messages back that were not started, or that the task released."""
@@ -123,11 +131,11 @@ def describe(delivery: Delivery | None) -> dict[str, Any]:
         "redelivered": delivery.redelivered,
     }
     try:
-        properties = decode(delivery.raw_properties)
+        message_id, correlation_id = decode_ids(delivery.raw_properties)
     except ValueError:
         return about  # the publisher's fault, and no reason to lose the line
-    if properties.message_id is not None:
-        about["message_id"] = properties.message_id
-    if properties.correlation_id is not None:
-        about["correlation_id"] = properties.correlation_id
+    if message_id is not None:
+        about["message_id"] = message_id
+    if correlation_id is not None:
+        about["correlation_id"] = correlation_id
     return about

@@ -37,14 +37,15 @@ class LineSink:
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
-    def write(self, line: bytes) -> None:
-        """Queue one line, newline included. Returns at once, always."""
+    def write(self, *lines: bytes) -> None:
+        """Queue lines, newlines included. Returns at once, always."""
         with self._wake:
-            if self._queued + len(line) > MAX_QUEUED_BYTES:
-                self._drop(1, "the reader of the log is too slow")
-                return
-            self._lines.append(line)
-            self._queued += len(line)
+            for line in lines:
+                if self._queued + len(line) > MAX_QUEUED_BYTES:
+                    self._drop(1, "the reader of the log is too slow")
+                else:
+                    self._lines.append(line)
+                    self._queued += len(line)
             self._wake.notify()
 
     def close(self, timeout: float = 1.0) -> None:

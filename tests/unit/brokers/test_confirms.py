@@ -24,6 +24,7 @@ class Channel:
         self.published: list[tuple[str, str, bytes, bytes]] = []
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         self.fault: BaseException | None = None
+        self.stopped = False
 
     @property
     def is_open(self) -> bool:
@@ -39,7 +40,11 @@ class Channel:
     def publish(self, *message: Any) -> None:
         if self.fault is not None:
             raise self.fault
+        assert not self.stopped
         self.published.append(message)
+
+    def stop_publishing(self) -> None:
+        self.stopped = True
 
     def give_back(self, tag: int) -> None:
         exchange, routing_key, properties, body = self.published[tag - 1]
@@ -194,6 +199,21 @@ async def test_a_return_whose_properties_the_broker_changed_is_of_the_oldest_ali
 
 
 @on_a_loop
+async def test_what_came_back_on_a_lost_connection_says_nothing_of_the_next() -> None:
+    """Tags count from 1 again, and so do returns."""
+    scene = Scene()
+    for _ in range(3):
+        await scene.submit()
+    scene.channel.give_back(3)
+    scene.connection.abort()
+    for _ in range(3):
+        await scene.submit()
+    scene.channel.give_back(1)
+    scene.channel.confirm(3, True, True)
+    assert scene.outcomes() == ["Unconfirmed"] * 3 + ["Returned", "Confirmed", "Confirmed"]
+
+
+@on_a_loop
 async def test_messages_alike_in_everything_come_back_one_by_one() -> None:
     """Two returns are two messages."""
     scene = Scene()
@@ -218,6 +238,7 @@ async def test_the_deadline_holds_for_each_while_others_are_confirmed() -> None:
         await asyncio.sleep(0.02)
     assert 0.5 <= asyncio.get_running_loop().time() - started < 1
     assert scene.outcomes() == ["TimedOut"] + ["Confirmed"] * (len(scene.ended) - 1)
+    assert scene.channel.stopped
     assert scene.connection.aborted
 
 

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pika
-import pika.adapters.asyncio_connection
 import pika.channel
 import pika.exceptions
-import pika.frame
 import pika.spec
 
 from workerkit.brokers.rabbitmq.errors import translate
-from workerkit.brokers.rabbitmq.frames import FrameSplitter, RawDelivery
-from workerkit.brokers.rabbitmq.outgoing import Outgoing, open_outgoing
+from workerkit.brokers.rabbitmq.fastpath import (
+    FastConnection,
+    OnDeliveries,
+    PlainConnection,
+    Settling,
+    missing_in_pika,
+)
+from workerkit.brokers.rabbitmq.outgoing import Outgoing
 from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.errors import BrokerError, ConnectionLost
 
-RECEIVE_SIZE = 128 * 1024
-"""Bytes per receive call; pika's own 4 KiB costs a system call every twenty small messages."""
 CLOSE_TIMEOUT = 1.0
 RPC_TIMEOUT = 20.0
 """Seconds a broker gets to answer a method. A frozen one is found by heartbeats later than a user should wait."""
-
-OnDeliveries = Callable[[list[RawDelivery]], None]
 
 
 class RawProperties:
@@ -51,46 +51,6 @@ class QueueState:
     consumers: int
 
 
-class _PikaConnection(pika.adapters.asyncio_connection.AsyncioConnection):  # type: ignore[misc] # untyped library
-    """Hands deliveries on as they came; everything else goes the way pika gives it."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.splitter = FrameSplitter()
-        self.consumers: dict[int, OnDeliveries] = {}
-        super().__init__(*args, **kwargs)
-
-    def _proto_connection_made(self, transport: Any) -> None:
-        transport._MAX_RECV_BYTES = RECEIVE_SIZE  # noqa: SLF001 - pika has no setting for it
-        super()._proto_connection_made(transport)
-
-    def _on_data_available(self, data_in: bytes) -> None:
-        splitter = self.splitter
-        before = splitter.frames
-        batch: list[RawDelivery] = []
-        self.bytes_received += len(data_in)  # the heartbeat checker compares it: any byte is a sign of life
-        for item in splitter.feed(data_in):
-            if isinstance(item, RawDelivery):
-                if batch and batch[-1].channel != item.channel:
-                    self._hand_over(batch)
-                    batch = []
-                batch.append(item)
-                continue
-            if batch:  # a method that follows deliveries, a cancel say, must find them delivered
-                self._hand_over(batch)
-                batch = []
-            _, value = pika.frame.decode_frame(item)
-            if value:
-                self._process_frame(value)
-        if batch:
-            self._hand_over(batch)
-        self.frames_received += splitter.frames - before
-
-    def _hand_over(self, batch: list[RawDelivery]) -> None:
-        consumer = self.consumers.get(batch[0].channel)
-        if consumer is not None:
-            consumer(batch)
-
-
 class Connection:
     """An open connection to a broker. Made by ``open``."""
 
@@ -101,7 +61,7 @@ class Connection:
         self.on_blocked: Callable[[bool, str], None] | None = None
         self.blocked_by = ""
         """Why the broker does not read what is published at present, empty when it does."""
-        self._pika: _PikaConnection
+        self._pika: FastConnection | PlainConnection
         self._channels: set[Channel] = set()
 
     @classmethod
@@ -129,7 +89,8 @@ class Connection:
             if not opened.done():
                 opened.set_exception(translate(error, url))
 
-        self._pika = _PikaConnection(
+        connection = PlainConnection if missing_in_pika() else FastConnection
+        self._pika = connection(
             _parameters(url, name, heartbeat, attempt_timeout),
             on_open_callback=on_open,
             on_open_error_callback=on_open_error,
@@ -229,11 +190,12 @@ class Channel:
     async def qos(self, prefetch_count: int) -> None:
         await self._call(lambda done: self._pika.basic_qos(prefetch_count=prefetch_count, callback=done))
 
-    async def consume(self, queue: str, tag: str, on_deliveries: OnDeliveries) -> None:
-        """Subscribe; deliveries go to ``on_deliveries`` in batches, as they are read."""
-        number = int(self._pika.channel_number)
-        self._connection._pika.consumers[number] = on_deliveries  # noqa: SLF001 - one adapter
-        await self._call(lambda done: self._pika.basic_consume(queue, _never_called, consumer_tag=tag, callback=done))
+    async def consume(self, queue: str, tag: str, on_deliveries: OnDeliveries, *, incarnation: int = 0) -> None:
+        """Subscribe; deliveries go to ``on_deliveries`` in batches, as they are read, each with ``incarnation``."""
+        on_message = self._connection._pika.route(  # noqa: SLF001 - one adapter
+            int(self._pika.channel_number), queue, incarnation, on_deliveries
+        )
+        await self._call(lambda done: self._pika.basic_consume(queue, on_message, consumer_tag=tag, callback=done))
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Call back when the broker ends a subscription of this channel."""
@@ -242,16 +204,25 @@ class Channel:
     async def cancel(self, tag: str) -> None:
         await self._call(lambda done: self._pika.basic_cancel(tag, callback=done))
 
-    def ack(self, tag: int, *, multiple: bool = False) -> None:
-        self._pika.basic_ack(tag, multiple)
+    def ack(self, frames: Iterable[tuple[int, bool]]) -> None:
+        """Acknowledge, each frame a delivery tag and whether all tags below are meant too. Raises BrokerError."""
+        self._settle(Settling.ACK, frames)
 
-    def nack(self, tag: int, *, multiple: bool = False) -> None:
+    def nack(self, frames: Iterable[tuple[int, bool]]) -> None:
         """Give back, not an attempt: from RabbitMQ 4.3 it does not count towards the delivery limit."""
-        self._pika.basic_nack(tag, multiple, requeue=True)
+        self._settle(Settling.NACK, frames)
 
     def reject(self, tag: int) -> None:
         """Give back as a failed attempt: counted by quorum queues of every version."""
-        self._pika.basic_reject(tag, requeue=True)
+        self._settle(Settling.REJECT, [(tag, False)])
+
+    def _settle(self, how: Settling, frames: Iterable[tuple[int, bool]]) -> None:
+        if not self.is_open:
+            raise ConnectionLost("the channel is closed")
+        try:
+            self._connection._pika.settle(self._pika, how, frames)  # noqa: SLF001 - one adapter
+        except pika.exceptions.AMQPError as error:
+            raise translate(error) from None
 
     async def confirm_select(self, on_confirm: Callable[[int, bool, bool], None]) -> None:
         """Turn on publisher confirms; ``on_confirm`` gets (tag, multiple, positive)."""
@@ -261,7 +232,8 @@ class Channel:
             on_confirm(method.delivery_tag, method.multiple, isinstance(method, pika.spec.Basic.Ack))
 
         await self._call(lambda done: self._pika.confirm_delivery(on_method, callback=done))
-        self._outgoing = open_outgoing(self._pika)
+        if isinstance(self._connection._pika, FastConnection):  # noqa: SLF001 - one adapter
+            self._outgoing = Outgoing(self._connection._pika, self._pika)  # noqa: SLF001
 
     def on_return(self, callback: Callable[[str, str, Any, bytes, str], None]) -> None:
         """Call back with (exchange, routing key, properties, body, reason) when a mandatory message found no queue."""
@@ -280,6 +252,11 @@ class Channel:
                 self._pika.basic_publish(exchange, routing_key, body, RawProperties(properties), mandatory=True)
         except (pika.exceptions.AMQPError, ValueError) as error:
             raise translate(error) from None
+
+    def stop_publishing(self) -> None:
+        """Forget what is not written yet."""
+        if self._outgoing is not None:
+            self._outgoing.stop()
 
     async def declare_queue(
         self, name: str, arguments: Mapping[str, Any], *, durable: bool = True, auto_delete: bool = False
@@ -360,10 +337,6 @@ class Channel:
         for waiter in tuple(self._waiters):
             if not waiter.done():
                 waiter.set_exception(reason)
-
-
-def _never_called(*_args: Any) -> None:
-    """Deliveries do not come through pika."""
 
 
 def _parameters(url: str, name: str, heartbeat: float, timeout: float) -> pika.URLParameters:

@@ -9,12 +9,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pika.exceptions
-
 from workerkit.brokers.backoff import Backoff
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.declare import check, declare
-from workerkit.brokers.rabbitmq.frames import RawDelivery
 from workerkit.brokers.rabbitmq.publisher import Publisher
 from workerkit.brokers.rabbitmq.unacked import Unacked
 from workerkit.errors import AccessRefused, BrokerError, ConfigurationError, ConnectionFailed, ConnectionLost
@@ -99,7 +96,6 @@ class RabbitmqBroker:
         self._stalled_checks = 0
         self._native = False
         self._limited = False  # returns are limited by the broker, and nobody else counts them
-        self._worn: list[Delivery] = []
         self._renewing: set[asyncio.Task[bool]] = set()
         self._paused = False
         self._lost: asyncio.Future[str]
@@ -192,7 +188,10 @@ class RabbitmqBroker:
         self._tag = f"{self._name}.{next(self._tags)}"
         try:
             await channel.consume(
-                self._subscription.queue, self._tag, lambda batch: self._on_deliveries(channel, number, batch)
+                self._subscription.queue,
+                self._tag,
+                lambda batch: self._on_deliveries(channel, batch),
+                incarnation=number,
             )
         except BrokerError as error:
             self._lose(channel, str(error))
@@ -256,36 +255,20 @@ class RabbitmqBroker:
 
     # ---- taking messages
 
-    def _on_deliveries(self, channel: Channel, number: int, batch: list[RawDelivery]) -> None:
+    def _on_deliveries(self, channel: Channel, deliveries: list[Delivery]) -> None:
         if self._channel is not channel:
             return
         self._served = self._used = True
-        queue, native, limited = self._subscription.queue, self._native, self._limited
-        deliveries: list[Delivery] = []
-        for raw in batch:
-            self._unacked.add(raw.tag)
-            worn = limited and copies.is_worn(raw.properties)
-            (self._worn if worn else deliveries).append(
-                Delivery(
-                    queue=queue,
-                    exchange=raw.exchange,
-                    routing_key=raw.routing_key,
-                    redelivered=raw.redelivered,
-                    attempt=copies.attempt_of(raw.properties, native=native),
-                    raw_properties=raw.properties,
-                    body=raw.body,
-                    channel=number,
-                    tag=raw.tag,
-                )
-            )
-        if self._worn:
-            self._renew()
+        self._unacked.add(deliveries[-1].tag)
+        copies.count_attempts(deliveries, native=self._native)
+        if self._limited and (worn := [delivery for delivery in deliveries if copies.is_worn(delivery.raw_properties)]):
+            deliveries = [delivery for delivery in deliveries if delivery not in worn]
+            self._renew(worn)
         if deliveries:
             self._events.on_deliveries(deliveries)
 
-    def _renew(self) -> None:
+    def _renew(self, worn: list[Delivery]) -> None:
         """Put messages back as copies before the broker's delivery limit drops them."""
-        worn, self._worn = self._worn, []
         for delivery in worn:
             self._log.info("message.renewed", queue=delivery.queue, delivery_tag=delivery.tag, attempt=delivery.attempt)
             copy = self._copy_then_ack(delivery, Queue(delivery.queue), copies.renewed(delivery), declare_first=False)
@@ -323,32 +306,32 @@ class RabbitmqBroker:
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge; runs without a gap share one frame."""
-        self._settle(deliveries, lambda channel, tag, multiple: channel.ack(tag, multiple=multiple))
+        self._settle(deliveries, Channel.ack)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """basic.nack with requeue: does not count as a failure from RabbitMQ 4.3 on."""
-        self._settle(deliveries, lambda channel, tag, multiple: channel.nack(tag, multiple=multiple))
+        self._settle(deliveries, Channel.nack)
 
     def _give_back_blamed(self, delivery: Delivery) -> bool:
         """basic.reject with requeue: a failure that every version of quorum queues counts."""
         held = self.holds(delivery)
-        self._settle([delivery], lambda channel, tag, _multiple: channel.reject(tag))
+        self._settle([delivery], lambda channel, frames: channel.reject(frames[0][0]))
         return held
 
-    def _settle(self, deliveries: Sequence[Delivery], send: Callable[[Channel, int, bool], None]) -> None:
+    def _settle(self, deliveries: Sequence[Delivery], send: Callable[[Channel, list[tuple[int, bool]]], None]) -> None:
         """Settle what the present channel delivered; the others are the broker's again."""
-        tags = [delivery.tag for delivery in deliveries if self.holds(delivery)]
+        channel, number = self._channel, self._number
+        tags = [delivery.tag for delivery in deliveries if delivery.channel == number] if channel else []
         if len(tags) < len(deliveries):
             why = "the channel that delivered is gone"
             self._log.warning("settle.dropped", why=why, messages=len(deliveries) - len(tags))
-        channel = self._channel
-        if channel is None:
+        frames = self._unacked.settle(tags)
+        if channel is None or not frames:
             return
         try:
-            for tag, multiple in self._unacked.settle(tags):
-                send(channel, tag, multiple)
-        except pika.exceptions.AMQPError as error:
-            self._log.warning("settle.dropped", why=str(error) or type(error).__name__, messages=len(tags))
+            send(channel, frames)
+        except BrokerError as error:
+            self._log.warning("settle.dropped", why=str(error), messages=len(tags))
 
     async def retry(self, delivery: Delivery, later: RetryLater) -> bool:
         """Native delayed retry: one reject. Otherwise a confirmed copy to the retry queue, then an ack."""

@@ -8,12 +8,9 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-import pika.exceptions
-
 from workerkit.brokers.rabbitmq.amqp import Connection
-from workerkit.brokers.rabbitmq.errors import translate
-from workerkit.brokers.rabbitmq.frames import RawDelivery
 from workerkit.errors import BrokerError, ConnectionLost
+from workerkit.worker.ports import Delivery
 
 PREFETCH = 500
 """Messages one subscription may hold. Their bodies wait in memory."""
@@ -45,7 +42,7 @@ class Browser:
         self._left = count
         self._prefetch = max(1, min(count, PREFETCH))
         self._tags: list[str] = []
-        self._buffer: deque[RawDelivery] = deque()
+        self._buffer: deque[Delivery] = deque()
         self._held: set[int] = set()
         self._ended: BrokerError | None = None
         self._wake = asyncio.Event()
@@ -60,15 +57,15 @@ class Browser:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with contextlib.suppress(BrokerError, pika.exceptions.AMQPError):  # the broker takes back all by itself then
+        with contextlib.suppress(BrokerError):  # the broker takes back all by itself then
             for tag in self._tags:
                 await self._channel.cancel(tag)
             if self._held:
                 # Closing would give back as well, but from RabbitMQ 4.3 that counts as a failed delivery and this not.
-                self._channel.nack(max(self._held), multiple=True)
+                self._channel.nack([(max(self._held), True)])
             await self._channel.close()
 
-    async def next(self) -> RawDelivery | None:
+    async def next(self) -> Delivery | None:
         """The next message, or None after the last.
 
         Raises:
@@ -90,16 +87,13 @@ class Browser:
         self._left -= 1
         return self._buffer.popleft()
 
-    def ack(self, delivery: RawDelivery) -> None:
+    def ack(self, delivery: Delivery) -> None:
         """Take this message out of the queue for good.
 
         Raises:
             BrokerError: the channel is gone, and the message is the broker's again.
         """
-        try:
-            self._channel.ack(delivery.tag)
-        except pika.exceptions.AMQPError as error:
-            raise translate(error) from None
+        self._channel.ack([(delivery.tag, False)])
         self._held.discard(delivery.tag)
 
     async def _subscribe(self) -> None:
@@ -117,7 +111,7 @@ class Browser:
             return False
         return True
 
-    def _on_deliveries(self, batch: list[RawDelivery]) -> None:
+    def _on_deliveries(self, batch: list[Delivery]) -> None:
         self._held.update(delivery.tag for delivery in batch)
         self._buffer.extend(batch)
         self._wake.set()

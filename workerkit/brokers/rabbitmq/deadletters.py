@@ -13,11 +13,11 @@ from typing import Any, Protocol, TypeVar
 
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.brokers.rabbitmq.browse import Browser
-from workerkit.brokers.rabbitmq.frames import RawDelivery
 from workerkit.brokers.rabbitmq.pipeline import Failure, Pipeline
 from workerkit.brokers.rabbitmq.publisher import Publisher
 from workerkit.properties import Properties, decode
 from workerkit.worker import copies
+from workerkit.worker.ports import Delivery
 
 REPLAY_WIDTH = 50
 """Messages in flight. Each has its time limit from the moment it is written, however long the bodies before it are."""
@@ -35,7 +35,7 @@ class DeadLetter:
         delivery: as it came.
     """
 
-    def __init__(self, number: int, delivery: RawDelivery) -> None:
+    def __init__(self, number: int, delivery: Delivery) -> None:
         self.number = number
         self.delivery = delivery
 
@@ -43,7 +43,7 @@ class DeadLetter:
     def properties(self) -> Properties:
         """Decoded; empty when they cannot be read."""
         try:
-            return decode(self.delivery.properties)
+            return decode(self.delivery.raw_properties)
         except ValueError as error:
             return Properties(headers={"workerkit-message": f"its properties cannot be read: {error}"})
 
@@ -219,7 +219,7 @@ async def replay(
             async for letter in _selected(browser, select):
                 result.found.add(letter.id)
                 try:
-                    properties = copies.replayed(letter.delivery.properties)
+                    properties = copies.replayed(letter.delivery.raw_properties)
                 except ValueError as error:
                     result.skipped.append(f"number {letter.number} (id {letter.id or '-'}): {error}")
                     continue

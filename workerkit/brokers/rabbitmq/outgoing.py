@@ -8,9 +8,11 @@ takes longer than all the rest of a publish.
 from __future__ import annotations
 
 import asyncio
-import logging
 import struct
-from typing import Any
+
+import pika.channel
+
+from workerkit.brokers.rabbitmq.fastpath import FastConnection
 
 _FRAME = struct.Struct(">BHI")
 _HEADER = struct.Struct(">BHIHHQ")  # frame; class, weight, size of the body
@@ -28,22 +30,21 @@ each time the socket takes a part of it, so a write must not be much bigger than
 
 
 class Outgoing:
-    """What is published on one channel, on its way to pika's transport.
+    """What is published on one channel, on its way to the socket."""
 
-    Args:
-        channel: pika's, open.
-    """
-
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, connection: FastConnection, channel: pika.channel.Channel) -> None:
+        self._connection = connection
         self._channel = channel
         self._number: int = channel.channel_number
-        self._body_max: int = channel.connection._body_max_length  # noqa: SLF001 - see open_outgoing
+        self._body_max: int = connection._body_max_length  # noqa: SLF001 - named in missing_in_pika
         self._loop = asyncio.get_running_loop()
         self._pieces: list[bytes | memoryview] = []
+        self._frames = 0
         self._size = 0
         self._flushing = False
+        self._stopped = False
         self._target = ("", "")
-        self._method = method_frame(self._number, "", "")
+        self._method = _method_frame(self._number, "", "")
 
     def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:
         """Take a mandatory message; it is written in this turn of the event loop or at the start of the next.
@@ -53,15 +54,17 @@ class Outgoing:
         """
         target = (exchange, routing_key)
         if target != self._target:
-            self._method = method_frame(self._number, exchange, routing_key)
+            self._method = _method_frame(self._number, exchange, routing_key)
             self._target = target
         size = len(body)
         header = _HEADER.pack(_CONTENT_HEADER, self._number, 12 + len(properties), _BASIC, 0, size)
         if 0 < size <= self._body_max:
             start = _END_AND_FRAME.pack(0xCE, _BODY, self._number, size)
             self._pieces += (self._method, header, properties, start, body, _END)
+            self._frames += 3
         else:
             self._pieces += (self._method, header, properties, _END)
+            self._frames += 2
         self._size += size + len(properties) + 64
         if size > self._body_max:
             self._add_in_parts(memoryview(body))
@@ -71,10 +74,15 @@ class Outgoing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
+    def stop(self) -> None:
+        """Write nothing any more, not even what was taken."""
+        self._stopped = True
+
     def _add_in_parts(self, body: memoryview) -> None:
         for start in range(0, len(body), self._body_max):
             part = body[start : start + self._body_max]
             self._pieces += (_FRAME.pack(_BODY, self._number, len(part)), part, _END)
+            self._frames += 1
             self._write()
 
     def _flush(self) -> None:
@@ -83,15 +91,14 @@ class Outgoing:
             self._write()
 
     def _write(self) -> None:
-        data = b"".join(self._pieces)
+        data, frames = b"".join(self._pieces), self._frames
         self._pieces.clear()
-        self._size = 0
-        if self._channel.is_open:  # otherwise whoever waits for the confirms is told so
-            self._channel.connection._output_marshaled_frames([data])  # noqa: SLF001 - see open_outgoing
+        self._frames = self._size = 0
+        if self._channel.is_open and not self._stopped:  # otherwise whoever waits for the confirms is told so
+            self._connection.write(data, frames)
 
 
-def method_frame(channel: int, exchange: str, routing_key: str) -> bytes:
-    """The Basic.Publish frame. Raises ValueError for a name of more than 255 bytes."""
+def _method_frame(channel: int, exchange: str, routing_key: str) -> bytes:
     arguments = b"".join((_BASIC_PUBLISH, _short(exchange), _short(routing_key), _MANDATORY))
     return _FRAME.pack(_METHOD, channel, len(arguments)) + arguments + _END
 
@@ -101,18 +108,3 @@ def _short(name: str) -> bytes:
     if len(encoded) > 255:
         raise ValueError(f"a routing key or the name of an exchange has at most 255 bytes, not {len(encoded)}")
     return bytes((len(encoded),)) + encoded
-
-
-def open_outgoing(channel: Any) -> Outgoing | None:
-    """The short cut for an open pika channel; None where the installed pika has not what it needs.
-
-    That is the way in to its transport that keeps its counters, and the size of body that was negotiated. Neither is
-    part of pika's documented interface.
-    """
-    connection = channel.connection
-    if callable(getattr(connection, "_output_marshaled_frames", None)) and isinstance(
-        getattr(connection, "_body_max_length", None), int
-    ):
-        return Outgoing(channel)
-    logging.getLogger(__name__).warning("this pika is not known: publishing goes the slow way through it")
-    return None

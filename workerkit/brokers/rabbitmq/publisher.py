@@ -236,6 +236,8 @@ class Publisher:
         What is not sent yet must not be published beside what the caller sends next. What the broker's machine has
         taken in already may be: a publish without a confirm is neither done nor undone.
         """
+        if self._channel is not None:
+            self._channel.stop_publishing()
         if self._connection is not None:
             self._connection.abort()
         self._lose(why)

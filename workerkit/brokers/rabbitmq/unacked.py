@@ -6,31 +6,43 @@ from collections.abc import Iterable
 
 
 class Unacked:
-    """The unsettled delivery tags of one channel, in order."""
+    """The unsettled delivery tags of one channel.
+
+    A channel numbers its deliveries 1, 2, 3 … (AMQP 0-9-1, section 1.1 "delivery-tag" and RabbitMQ's guide on
+    confirms), and they are settled in about that order: so what is unsettled is everything from the lowest such number
+    to the last arrival, less the few that finished ahead.
+    """
 
     def __init__(self) -> None:
-        self._tags: dict[int, None] = {}
+        self._lowest = 1
+        self._last = 0
+        self._ahead: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._tags)
+        return self._last + 1 - self._lowest - len(self._ahead)
 
     def add(self, tag: int) -> None:
-        """A delivery arrived; tags only grow."""
-        self._tags[tag] = None
+        """Everything up to this tag has arrived."""
+        self._last = tag
 
     def settle(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
         """Take tags out; return the frames that settle them, as (tag, multiple).
 
         ``multiple`` settles every tag up to the given one, so it may reach as far as no unfinished message lies below:
-        an acknowledgement must never cover a message whose callback runs or whose copy is not confirmed.
+        an acknowledgement must never cover a message whose callback runs or whose copy is not confirmed. Tags that are
+        settled already, or have not arrived, are left out.
         """
-        settled = sorted(tag for tag in tags if self._tags.pop(tag, _MISSING) is None)
-        if not settled:
-            return []
-        first_open = next(iter(self._tags), settled[-1] + 1)
-        run = [tag for tag in settled if tag < first_open]
+        asked = list(tags)
+        following = self._lowest + len(asked)
+        if not self._ahead and following <= self._last + 1 and asked == list(range(self._lowest, following)):
+            self._lowest = following
+            return [(following - 1, len(asked) > 1)] if asked else []
+        lowest, ahead = self._lowest, self._ahead
+        settled = sorted({tag for tag in asked if lowest <= tag <= self._last} - ahead)
+        ahead.update(settled)
+        while self._lowest in ahead:
+            ahead.remove(self._lowest)
+            self._lowest += 1
+        run = [tag for tag in settled if tag < self._lowest]
         single = [(tag, False) for tag in settled[len(run) :]]
         return [(run[-1], len(run) > 1), *single] if run else single
-
-
-_MISSING = object()
