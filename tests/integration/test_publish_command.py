@@ -9,6 +9,7 @@ import pytest
 from command_project import Client, Project, unique
 
 from workerkit.brokers.rabbitmq.bulk import Outgoing, publish_all
+from workerkit.brokers.rabbitmq.publisher import Nacked
 from workerkit.properties import Properties, encode
 from workerkit.settings.model import BrokerSettings, Settings
 
@@ -113,6 +114,31 @@ def test_every_confirmed_message_is_told_of_while_it_goes_on(rabbitmq, client, q
     assert sum(told) == 2501
     assert len(told) < 50
     assert client.ready(queue) == 2501
+
+
+def test_nothing_more_is_published_after_the_first_failure(rabbitmq, client):
+    """What was in flight with it may be there; of the rest nothing is even read."""
+    name = unique("full")
+    client.declare(name, queue_type="classic", max_length=3, overflow="reject-publish")
+    taken = 0
+
+    def batch():
+        nonlocal taken
+        for number in range(20_000):
+            taken += 1
+            yield Outgoing(number, encode(Properties()), b"x")
+
+    async def batches():
+        yield batch()
+        pytest.fail("the next batch was asked for")
+
+    settings = Settings(broker=BrokerSettings(url=rabbitmq.url))
+    ignore = {"on_confirmed": lambda _count: None, "on_blocked": pytest.fail}
+    published = asyncio.run(publish_all(settings, name, None, batches(), **ignore))
+    assert isinstance(published.failure.error, Nacked)
+    assert published.failure.before == 3
+    assert published.confirmed == client.ready(name)
+    assert taken < 5000
 
 
 def test_a_missing_queue_is_bad_data_with_the_command_that_makes_it(project):

@@ -202,12 +202,12 @@ async def test_a_return_whose_properties_the_broker_changed_is_of_the_oldest_ali
 async def test_what_came_back_on_a_lost_connection_says_nothing_of_the_next() -> None:
     """Tags count from 1 again, and so do returns."""
     scene = Scene()
-    for _ in range(3):
-        await scene.submit()
+    for body in (b"1", b"2", b"3"):
+        await scene.submit(body)
     scene.channel.give_back(3)
     scene.connection.abort()
-    for _ in range(3):
-        await scene.submit()
+    for body in (b"1", b"2", b"3"):
+        await scene.submit(body)
     scene.channel.give_back(1)
     scene.channel.confirm(3, True, True)
     assert scene.outcomes() == ["Unconfirmed"] * 3 + ["Returned", "Confirmed", "Confirmed"]
