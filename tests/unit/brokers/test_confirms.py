@@ -214,6 +214,18 @@ async def test_what_came_back_on_a_lost_connection_says_nothing_of_the_next() ->
 
 
 @on_a_loop
+async def test_a_return_that_fits_no_message_ends_the_connection() -> None:
+    """One of those in flight is not where its confirm will say it is."""
+    scene = Scene()
+    await scene.submit(b"ours")
+    scene.channel.published[0] = ("", "q", PLAIN, b"not ours")
+    scene.channel.give_back(1)
+    scene.channel.confirm(1, False, True)
+    assert scene.outcomes() == ["Unconfirmed"]
+    assert scene.connection.aborted
+
+
+@on_a_loop
 async def test_messages_alike_in_everything_come_back_one_by_one() -> None:
     """Two returns are two messages."""
     scene = Scene()

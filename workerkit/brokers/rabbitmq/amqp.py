@@ -23,7 +23,7 @@ from workerkit.brokers.rabbitmq.fastpath import (
 )
 from workerkit.brokers.rabbitmq.outgoing import Outgoing
 from workerkit.brokers.rabbitmq.versions import ServerVersion
-from workerkit.errors import BrokerError, ConnectionLost
+from workerkit.errors import BrokerError, ConnectionLost, PublishFailed
 
 CLOSE_TIMEOUT = 1.0
 RPC_TIMEOUT = 20.0
@@ -250,7 +250,9 @@ class Channel:
                 self._outgoing.publish(exchange, routing_key, properties, body)
             else:
                 self._pika.basic_publish(exchange, routing_key, body, RawProperties(properties), mandatory=True)
-        except (pika.exceptions.AMQPError, ValueError) as error:
+        except ValueError as error:
+            raise PublishFailed(str(error)) from None
+        except pika.exceptions.AMQPError as error:
             raise translate(error) from None
 
     def stop_publishing(self) -> None:

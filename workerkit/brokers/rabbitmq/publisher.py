@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pika
 
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
-from workerkit.errors import BrokerError, PublishFailed
+from workerkit.errors import BrokerError, ConnectionLost, PublishFailed
 
 PUBLISH_TIMEOUT = 10.0
 """Seconds the broker gets to take responsibility for one message, from when it is written."""
@@ -38,7 +38,7 @@ class TimedOut(Unconfirmed):
 
 
 Ended = Callable[[PublishFailed | None], None]
-"""Called once for a message: with None when the broker has it."""
+"""Called once for a message, with None when the broker has it. Must not raise."""
 
 
 class _Pending(NamedTuple):
@@ -90,7 +90,7 @@ class Publisher:
             body: the payload.
 
         Raises:
-            PublishFailed: no queue matched, the broker refused, or no confirm came in time.
+            PublishFailed: Returned, Nacked, TimedOut, or Unconfirmed as the connection was lost.
             BrokerError: there is no connection.
         """
         if not self.ready:
@@ -119,7 +119,7 @@ class Publisher:
             BrokerError: the channel is gone, or a name too long; ``ended`` will not be called.
         """
         if self._channel is None:
-            raise Unconfirmed("there is no connection")
+            raise ConnectionLost("there is no connection to publish on")
         try:
             self._channel.publish(exchange, routing_key, properties, body)
         except BrokerError:
@@ -206,9 +206,11 @@ class Publisher:
             if _are(message.properties, properties):
                 found = tag
                 break
-        if found:
-            self._returned[found] = reason
-            self._last_returned = found
+        if not found:
+            self._give_up("given up, as a message came back that is none of ours")  # whose confirm would be a lie?
+            return
+        self._returned[found] = reason
+        self._last_returned = found
 
     def _check_deadline(self) -> None:
         """Time out what is due. Runs often enough to see each time that the broker blocks publishers."""
