@@ -1,7 +1,7 @@
 # `make` lists the targets. Each is a few scripts in a row; the work is done in scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint unit demo clean
+.PHONY: help setup test lint unit demo bench clean
 .NOTPARALLEL:
 
 help: ## List the targets
@@ -26,6 +26,9 @@ demo: setup ## Watch workers lose nothing while they are killed (AMQP_URL=... us
 	@test -n "$$AMQP_URL" || scripts/rabbitmq.sh
 	@.venv/bin/python scripts/demo.py
 
-clean: ## Remove caches and build output; .venv stays
+bench: setup ## Measure workerkit beside other clients, half an hour (ARGS=--quick, ARGS=--help)
+	@scripts/bench.sh $(ARGS)
+
+clean: ## Remove caches and build output; .venv and bench/.venvs stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
-	@find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	@find . -path ./.venv -prune -o -path ./bench/.venvs -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -79,7 +79,9 @@ class Keeper:
         self._inflight: dict[int, Delivery] = {}
         self._last_settled: Delivery | None = None
         self._last_verb = Verb.ACK
-        self._last_seq = 0
+        self._forgotten: list[
+            int
+        ] = []  # the next in turn, which may have begun in the instant in which its channel went
         self._aftermaths: list[tuple[Delivery, Aftermath]] = []
         self._deaths: dict[int, Cause] = {}  # of deliveries whose shutdown() is running or about to
         self._announced: Cause | None = None  # why the present executor is about to be gone
@@ -99,13 +101,9 @@ class Keeper:
 
     def start(self) -> None:
         """Start an executor."""
-        self._restart = None
-        self._ready = False
-        self._announced = None
-        self._condemned = None
-        self._handing_back = False
+        self._restart = self._announced = self._condemned = None
+        self._ready = self._handing_back = self._fruitful = False
         self._oom_kills = cgroup.oom_kills()
-        self._fruitful = False
         self._started = self._loop.time()
         self._gone.clear()
         self._executor = self._start(self)
@@ -140,7 +138,9 @@ class Keeper:
         """The channel is gone: drop what was not started, and count it. The settlement of what runs will be stale."""
         if self._executor is not None:
             self._executor.page.void = self._seq
-        return len(self._take_unstarted(self._seq))
+        forgotten = self._take_unstarted(self._seq)
+        self._forgotten = [delivery.seq for delivery in forgotten[:1]]
+        return len(forgotten)
 
     async def stacks(self) -> dict[str, Any]:
         """The stack of every thread of the executor and the message it runs, as keys for a log line."""
@@ -185,7 +185,7 @@ class Keeper:
                 if seq in self._inflight:
                     self._settler.settle(self._take(seq, outcome.verb), outcome, duration_ns)
                 else:
-                    self._log.warning("settle.dropped", why="its channel is gone", outcome=outcome.verb.name.lower())
+                    self._log_dropped(outcome.verb)
             elif kind != Kind.WAKE:
                 self._on_event(kind, data[start:end])
         self._owner.on_change()
@@ -193,21 +193,24 @@ class Keeper:
     def on_drained(self) -> None:
         """Acknowledge together what was finished since the last time."""
         executor, inflight = self._executor, self._inflight
-        if executor is None:
-            return
-        found = executor.page.acknowledged(inflight)
-        if found:
+        assert executor is not None
+        if found := executor.page.acknowledged(inflight):
             self._settler.acknowledge([(self._take(seq, Verb.ACK), duration_ns) for seq, duration_ns in found])
             executor.page.know(next(iter(inflight), self._seq + 1) - 1)
             self._owner.on_change()
+        if self._forgotten and executor.page.acknowledged(self._forgotten):
+            self._log_dropped(Verb.ACK)
+            self._forgotten = []
+
+    def _log_dropped(self, verb: Verb) -> None:
+        self._log.warning("settle.dropped", why="its channel is gone", outcome=verb.name.lower())
 
     def _take(self, seq: int, verb: Verb) -> Delivery:
         """Take out a delivery that was settled."""
         delivery = self._inflight.pop(seq)
-        if self._deaths:
-            self._deaths.pop(seq, None)
-        if seq > self._last_seq:
-            self._last_seq, self._last_settled, self._last_verb = seq, delivery, verb
+        self._deaths.pop(seq, None)
+        if self._last_settled is None or seq > self._last_settled.seq:
+            self._last_settled, self._last_verb = delivery, verb
         self._fruitful = True
         return delivery
 
@@ -233,8 +236,7 @@ class Keeper:
     def _on_ready(self, resolved: Resolved) -> None:
         self._ready = self._was_ready = True
         self._patience.cancel()
-        # A debugger may take hours.
-        self._clock.callback_timeout = None if self._spec.inline else resolved.callback_timeout
+        self._clock.callback_timeout = None if self._spec.inline else resolved.callback_timeout  # debugging takes hours
         self._owner.on_ready(resolved)
         assert self._executor is not None
         for delivery, aftermath in self._aftermaths:
@@ -322,7 +324,7 @@ class Keeper:
             else:
                 self._aftermaths.append((delivery, Aftermath(cause, None)))
             return delivery
-        if self._last_settled is not None and self._last_seq == seq and phase is Phase.CALLBACK:
+        if self._last_settled is not None and self._last_settled.seq == seq and phase is Phase.CALLBACK:
             delivery = self._last_settled  # it died after it had settled, before the callback returned
             self._aftermaths.append((delivery, Aftermath(cause, self._last_verb)))
         return delivery

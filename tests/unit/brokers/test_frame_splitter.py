@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workerkit.brokers.rabbitmq.frames import FrameSplitter, RawDelivery
+from workerkit.brokers.rabbitmq.frames import FrameSplitter
 
 FRAME_MAX = 40  # of bodies here; small, so that a body takes several frames
 
@@ -111,13 +111,15 @@ def by_us(stream: bytes, cuts: list[int]) -> tuple[list[tuple[Any, ...]], FrameS
     events: list[tuple[Any, ...]] = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         for item in splitter.feed(stream[start:end]):
-            if isinstance(item, RawDelivery):
-                props = pika.BasicProperties()
-                props.decode(item.properties)
-                facts = (item.channel, item.tag, item.redelivered, item.exchange, item.routing_key)
-                events.append(("delivery", *facts, props, item.body))
-            else:
+            if isinstance(item, bytes):
                 events.append(("frame", item))
+                continue
+            channel, batch = item
+            for delivery in batch:
+                props = pika.BasicProperties()
+                props.decode(delivery.raw_properties)
+                facts = (delivery.tag, delivery.redelivered, delivery.exchange, delivery.routing_key)
+                events.append(("delivery", channel, *facts, props, delivery.body))
     return events, splitter
 
 

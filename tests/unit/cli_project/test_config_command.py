@@ -185,11 +185,11 @@ def test_check_says_in_one_line_what_is_wrong_with_a_task(four, invoke, add_task
 
 def test_a_task_that_does_not_get_ready_is_given_up(four, invoke, add_task, monkeypatch):
     """``initialize`` may wait for something for ever; the command does not, and says what the task said last."""
-    monkeypatch.setattr(probe, "resolve", partial(probe.resolve, deadline=1.0))
+    monkeypatch.setattr(probe, "resolve", partial(probe.resolve, deadline=3.0))
     add_task("workers.four:Stuck")
     result = invoke("config", "check")
     assert result.exit_code == 78
-    assert "did not get ready within 1 s; its last line was 'waiting for the licence server'" in result.stdout
+    assert "did not get ready within 3 s; its last line was 'waiting for the licence server'" in result.stdout
 
 
 def test_check_prints_every_mistake_in_the_yaml(invoke, write_yaml):

@@ -18,9 +18,10 @@ from workerkit.worker.link import (
     Kind,
     Page,
     Phase,
+    frame,
     pack_cause,
     pack_json,
-    pack_settled,
+    settled_frame,
     unpack_aftermath,
     unpack_delivery,
 )
@@ -65,7 +66,8 @@ class FakeExecutor:
     def __init__(self, events: Events) -> None:
         self._events = events
         self._reader = FrameReader()
-        self._unread: list[tuple[int, bytes]] = []  # frames of ours that the consumer has not read yet
+        self._socket = FrameReader()
+        self._unread = b""  # frames of ours that the consumer has not read yet
         self.page, self._page_fd = Page.create()
         self.sent: list[tuple[int, bytes]] = []
         self.begun: set[int] = set()
@@ -78,14 +80,14 @@ class FakeExecutor:
 
     # ---- what the keeper calls
 
-    def send(self, data: bytes) -> None:
-        self.sent += self._reader.feed(data)
+    def send(self, *pieces: bytes) -> None:
+        self.sent += [(kind, data[start:end]) for kind, data, start, end in self._reader.feed(b"".join(pieces))]
 
     def drain(self) -> bool:
-        unread, self._unread = self._unread, []
-        for kind, payload in unread:
-            self._events.on_frame(kind, payload)
-        self._events.on_batch_end()
+        unread, self._unread = self._unread, b""
+        if frames := self._socket.feed(unread):
+            self._events.on_frames(frames)
+        self._events.on_drained()
         return True
 
     def close(self) -> None:
@@ -105,7 +107,8 @@ class FakeExecutor:
     @property
     def delivered(self) -> list[int]:
         """Tags of the messages it was given to run, in order."""
-        return [int(unpack_delivery(payload, "jobs")[1].body) for kind, payload in self.sent if kind == Kind.DELIVER]
+        payloads = [payload for kind, payload in self.sent if kind == Kind.DELIVER]
+        return [int(unpack_delivery(payload, 0, len(payload), "jobs")[1].body) for payload in payloads]
 
     @property
     def aftermaths(self) -> list[tuple[int, Aftermath]]:
@@ -120,7 +123,7 @@ class FakeExecutor:
 
     def write(self, kind: Kind, payload: bytes) -> None:
         """Send a frame that waits in the socket."""
-        self._unread.append((kind, payload))
+        self._unread += frame(kind, payload)
 
     def ready(self, **changes: Any) -> None:
         self.say(Kind.READY, pack_json(msgspec.structs.replace(RESOLVED, **changes)))
@@ -138,8 +141,12 @@ class FakeExecutor:
         return True
 
     def settle(self, seq: int, outcome: Outcome = ACK) -> None:
+        """As the real one does: an acknowledgement goes into the page, everything else into the socket."""
         self.finished.add(seq)
-        self.write(Kind.SETTLED, pack_settled(seq, 1_000_000, outcome))
+        if outcome != ACK or not self.page.acknowledge(seq, 1_000_000):
+            self._unread += settled_frame(seq, 1_000_000, outcome)
+        elif self.page.must_wake():
+            self.write(Kind.WAKE, b"")
 
     def finish(self, seq: int, outcome: Outcome = ACK) -> None:
         """Run a callback from its beginning to its end."""
@@ -161,13 +168,14 @@ class FakeExecutor:
 class FakeSettler:
     def __init__(self) -> None:
         self.settled: list[tuple[int, Outcome]] = []
-        self.flushed = 0
+        self.batches: list[list[int]] = []
 
     def settle(self, delivery: Delivery, outcome: Outcome, duration_ns: int) -> None:
         self.settled.append((delivery.tag, outcome))
 
-    def flush(self) -> None:
-        self.flushed = len(self.settled)
+    def acknowledge(self, finished: list[tuple[Delivery, int]]) -> None:
+        self.batches.append([delivery.tag for delivery, _ in finished])
+        self.settled += [(delivery.tag, ACK) for delivery, _ in finished]
 
 
 class FakeOwner:

@@ -9,7 +9,7 @@ from workerkit import Cause, Reason
 from workerkit.settlement import ACK, Outcome, Verb
 from workerkit.worker import keeper as keeper_module
 from workerkit.worker.child import Exit
-from workerkit.worker.link import Kind, Phase
+from workerkit.worker.link import SLOTS, Kind, Phase
 
 STOPPED = Exit(code=0, signal=None)
 
@@ -26,16 +26,47 @@ async def test_messages_wait_until_an_executor_is_ready() -> None:
     assert [resolved.queue for resolved in stage.owner.resolved] == ["jobs"]
 
 
-async def test_what_one_read_brought_is_flushed_once_after_it() -> None:
-    """Acknowledgements of one batch share a frame; none of them waits for the next batch."""
+async def test_what_was_finished_meanwhile_is_acknowledged_together() -> None:
+    """Acknowledgements of one batch share a frame; none of them waits for the next batch, nor for what runs."""
     stage = Stage()
     executor = stage.ready(1, 2, 3)
-    executor.settle(1)
-    executor.settle(2)
-    assert stage.settler.flushed == 0
+    for tag in (1, 2):
+        executor.begin(tag)
+        executor.settle(tag)
+    executor.begin(3)
+    assert stage.settler.batches == []
     executor.drain()
-    assert stage.settler.settled == [(1, ACK), (2, ACK)]
-    assert stage.settler.flushed == 2
+    assert stage.settler.batches == [[1, 2]]
+
+
+async def test_a_late_wake_up_does_not_leave_the_next_acknowledgement_lying() -> None:
+    """The batch before took along what it was sent for: the executor must wake the consumer again all the same."""
+    stage = Stage()
+    executor = stage.ready(1)
+    executor.begin(1)
+    executor.settle(1)
+    stage.keeper.on_drained()  # it looked just then, for another reason
+    executor.drain()  # and now reads the WAKE, with nothing in flight
+    stage.forward(2)
+    executor.begin(2)
+    assert executor.page.acknowledge(2, 1)
+    assert executor.page.must_wake()
+
+
+async def test_acknowledgements_beyond_the_table_are_sent_as_frames() -> None:
+    """One message that is never settled must not let another one's record be overwritten unseen."""
+    stage = Stage()
+    executor = stage.ready(*range(1, SLOTS + 3))
+    for tag in range(2, SLOTS + 3):  # the first one's verb is called by a thread, later
+        executor.begin(tag)
+        executor.settle(tag)
+    assert not executor.page.acknowledge(SLOTS + 2, 1)
+    executor.drain()
+    assert sorted(tag for tag, _ in stage.settler.settled) == list(range(2, SLOTS + 3))
+    executor.settle(1)
+    executor.drain()
+    assert stage.settler.settled[-1] == (1, ACK)
+    assert not stage.keeper.busy
 
 
 async def test_lines_and_output_are_passed_on() -> None:
@@ -127,6 +158,7 @@ async def test_a_settlement_of_a_forgotten_message_is_dropped_and_logged() -> No
     stage = Stage()
     executor = stage.ready(1)
     stage.keeper.forget()
+    executor.page.begin(1, Phase.CALLBACK, 1)
     executor.settle(1)
     executor.drain()
     assert stage.settler.settled == []

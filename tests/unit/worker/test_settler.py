@@ -55,19 +55,22 @@ class Scene:
         self.log, self.logs = make_log()
         self.changed = asyncio.Event()
         self.failures: list[BaseException] = []
-        self.settler = Settler(self.broker, self.log, self.changed.set, self.failures.append)  # type: ignore[arg-type]
+        self.settler = self.make_settler(self.log)
         self.settler.policy = RetryPolicy(3, (7.0,))
 
+    def make_settler(self, log: Any) -> Settler:
+        return Settler(self.broker, log, self.write_events, self.changed.set, self.failures.append)  # type: ignore[arg-type]
 
-async def test_acknowledgements_wait_for_the_flush_and_go_together() -> None:
-    """One call for all that one read brought; a flush with nothing to say says nothing."""
+    def write_events(self, level: str, event: str, events: list[dict[str, Any]]) -> None:
+        self.logs += [{"event": event, "log_level": level, **about} for about in events]
+
+
+async def test_acknowledgements_go_together() -> None:
+    """One call for all that was finished meanwhile, and one line about each."""
     scene = Scene()
-    for tag in (1, 2, 3):
-        scene.settler.settle(make_delivery(tag), ACK, 1_500_000)
-    assert scene.broker.calls == []
-    scene.settler.flush()
-    scene.settler.flush()
+    scene.settler.acknowledge([(make_delivery(tag), 1_500_000) for tag in (1, 2, 3)])
     assert scene.broker.calls == [("ack", [1, 2, 3])]
+    assert [line["delivery_tag"] for line in scene.logs] == [1, 2, 3]
     assert scene.logs[0] == {
         "event": "message.settled",
         "log_level": "info",
@@ -143,10 +146,9 @@ async def test_at_warning_level_no_line_is_made_for_an_acknowledgement() -> None
     """It is the most frequent line of all."""
     scene = Scene()
     log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(30))
-    settler = Settler(scene.broker, log, scene.changed.set, scene.failures.append)  # type: ignore[arg-type]
-    settler.settle(make_delivery(1), ACK, 0)
-    settler.flush()
+    scene.make_settler(log).settle(make_delivery(1), ACK, 0)
     assert scene.broker.calls == [("ack", [1])]
+    assert scene.logs == []
 
 
 def test_a_message_is_named_by_its_ids_and_never_by_its_body() -> None:
@@ -172,6 +174,5 @@ async def test_what_the_broker_has_taken_back_is_not_reported_as_settled() -> No
     scene.settler.settle(make_delivery(1), ACK, 0)
     scene.settler.settle(make_delivery(2), RELEASE, 0)
     scene.settler.settle(make_delivery(3), Outcome(Verb.NACK, cause=FAILED), 0)
-    scene.settler.flush()
     await asyncio.wait_for(scene.changed.wait(), 5)
     assert [line for line in scene.logs if line["event"] == "message.settled"] == []

@@ -1,0 +1,136 @@
+"""The clients that are compared: how each is started, and what its messages look like."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.scenes import Scene
+from bench.venvs import FOLDER, python_of
+
+WORKERKIT = "workerkit"
+PEERS = Path(__file__).parent / "peers"
+C_CONSUMER = FOLDER / "consumer"
+"""Compiled by ``scripts/bench.sh``."""
+
+_CELERY = ("-m", "celery", "-A", "celery_app", "worker", "--loglevel", "WARNING")
+_CELERY_QUIET = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+
+
+# Celery acknowledges when its event loop next wakes up, which it does once a second when there is nothing to do.
+_CELERY_WAKES = 1.3
+
+
+class Absent(Exception):
+    """A client cannot be measured here; ``str(error)`` says why."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client of the broker.
+
+    Attributes:
+        name: in the tables.
+        pace: messages/s that it is expected to do in the first scene; decides how many it gets in the first round.
+        venv: the environment that it runs in; None: it is not a Python program.
+        arguments: of its program, given the scene.
+        publisher: the program that publishes one message in the client's own envelope; None: it takes the bare body.
+        environment: in addition to what all are told, given the scene.
+        log_level: of workerkit; None: it is another client.
+        last_acks: seconds for which it may be idle before it sends its last acknowledgements.
+    """
+
+    name: str
+    pace: int
+    venv: str | None
+    arguments: Callable[[Scene], tuple[str, ...]]
+    publisher: str | None = None
+    environment: Callable[[Scene], Mapping[str, str]] = field(default=lambda _scene: {})
+    log_level: str | None = None
+    last_acks: float = 0.0
+
+    def program(self) -> Path:
+        """What is started.
+
+        Raises:
+            Absent: it cannot be, on this machine.
+        """
+        if self.venv is None:
+            if not C_CONSUMER.exists():
+                raise Absent("bench/peers/consumer.c could not be compiled: it needs a C compiler and librabbitmq-dev")
+            return C_CONSUMER
+        try:
+            return python_of(self.venv)
+        except (subprocess.CalledProcessError, OSError) as error:
+            raise Absent(f"its packages could not be installed: {error}") from error
+
+
+def _script(name: str) -> Callable[[Scene], tuple[str, ...]]:
+    return lambda _scene: (str(PEERS / name),)
+
+
+def _always(*arguments: str) -> Callable[[Scene], tuple[str, ...]]:
+    return lambda _scene: arguments
+
+
+def acks_per_frame(scene: Scene) -> int:
+    """100, or half of the prefetch window: if the whole window waited for one frame, the broker would wait with it."""
+    return min(100, max(1, scene.prefetch // 2))
+
+
+def _prefork_processes(scene: Scene) -> int:
+    """Two, on two cores; one where the broker may hand out only one message at a time."""
+    return min(2, scene.prefetch)
+
+
+_RUN_WORKERKIT = _always("-m", "workerkit", "--config", "config/workerkit.yaml", "run", "noop")
+
+CLIENTS = (
+    Client(WORKERKIT, 45_000, "workerkit", _RUN_WORKERKIT, log_level="warning"),
+    Client("workerkit, log line on", 20_000, "workerkit", _RUN_WORKERKIT, log_level="info"),
+    Client("pika BlockingConnection", 10_000, "pika", _script("pika_blocking.py")),
+    Client("pika SelectConnection", 18_000, "pika", _script("pika_select.py")),
+    Client("py-amqp", 10_000, "amqp", _script("py_amqp.py")),
+    Client("kombu ConsumerMixin", 7_000, "amqp", _script("kombu_mixin.py")),
+    Client("aio-pika", 6_000, "aio", _script("aio_pika_consume.py")),
+    Client("FastStream", 1_600, "aio", _script("faststream_app.py")),
+    Client(
+        "Celery solo",
+        2_800,
+        "celery",
+        _always(*_CELERY, "--pool", "solo", *_CELERY_QUIET),
+        publisher="celery_app.py",
+        last_acks=_CELERY_WAKES,
+    ),
+    Client(
+        "Celery prefork",
+        1_400,
+        "celery",
+        lambda scene: (*_CELERY, "--pool", "prefork", "-c", str(_prefork_processes(scene)), *_CELERY_QUIET),
+        publisher="celery_app.py",
+        last_acks=_CELERY_WAKES,
+        environment=lambda scene: {"BENCH_PROCESSES": str(_prefork_processes(scene))},
+    ),
+    Client(
+        "Dramatiq",
+        4_500,
+        "dramatiq",
+        _always("-m", "dramatiq", "dramatiq_app", "--processes", "1", "--threads", "1", "--skip-logging"),
+        publisher="dramatiq_app.py",
+        environment=lambda scene: {"dramatiq_queue_prefetch": str(scene.prefetch)},
+    ),
+    Client(
+        "Taskiq",
+        2_600,
+        "taskiq",
+        lambda scene: (
+            *("-m", "taskiq", "worker", "taskiq_app:broker", "--workers", "1", "--log-level", "WARNING"),
+            *("--max-async-tasks", str(scene.prefetch), "--ack-type", "when_executed", "--no-parse"),
+        ),
+        publisher="taskiq_app.py",
+    ),
+    Client("C librabbitmq, ack each", 60_000, None, _always("1")),
+    Client("C librabbitmq, 100 acks per frame", 90_000, None, lambda scene: (str(acks_per_frame(scene)),)),
+)

@@ -1,0 +1,52 @@
+"""The conditions under which all clients are measured: one base, and one axis changed at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+SECONDS = 1.6
+"""How long a run should consume."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One set of conditions.
+
+    Attributes:
+        key: for the command line.
+        queue_type: ``quorum`` or ``classic``.
+        prefetch: messages that the broker hands out before it waits for acknowledgements.
+        size: bytes of the payload.
+        share: of its pace in the first scene that a client is expected to keep here.
+        most: messages that the queue may hold; bounds what the broker must keep.
+    """
+
+    key: str
+    queue_type: str = "quorum"
+    prefetch: int = 500
+    size: int = 100
+    share: float = 1.0
+    most: int = 120_000
+
+    @property
+    def name(self) -> str:
+        """As it stands in the report."""
+        return f"{self.queue_type}, prefetch {self.prefetch}, {_SIZES[self.size]}"
+
+    def messages(self, rate: float) -> int:
+        """How many a client gets that does so many a second; one prefetch window at each end is not measured."""
+        return min(self.most, round(SECONDS * rate) + 2 * self.prefetch)
+
+
+_SIZES = {100: "100 B", 10_000: "10 KB", 1_000_000: "1 MB"}
+
+_BASE = Scene("base")
+
+SCENES = (
+    _BASE,
+    replace(_BASE, key="classic", queue_type="classic"),
+    replace(_BASE, key="prefetch-100", prefetch=100),
+    replace(_BASE, key="prefetch-1", prefetch=1, share=0.2, most=7_000),
+    replace(_BASE, key="10KB", size=10_000, share=0.5, most=30_000),
+    replace(_BASE, key="1MB", size=1_000_000, share=0.05, most=400),
+)

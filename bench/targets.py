@@ -1,0 +1,105 @@
+"""What the project wants to reach, and whether the samples show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.clients import WORKERKIT
+from bench.consuming import CPU, RATE
+from bench.lifecycle import BACKLOG, MEMORY, RECOVERY, START
+from bench.report import Results, markdown, number
+from bench.scenes import SCENES
+
+# As bench/publishing.py and bench/lifecycle.py name what they measure.
+PUBLISHING = "publishing with confirms, quorum, 100 B"
+BACKLOG_SCENE = f"backlog of {BACKLOG:,} messages, 100 B, prefetch 500, PSS"
+
+_SCENES = {scene.key: scene.name for scene in SCENES}
+_PIKA = "pika BlockingConnection"
+_FLAT = 1.1
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table.
+
+    Attributes:
+        text: what is measured.
+        bound: what it has to be.
+        at_least: or at most.
+        unit: of both.
+        measured: the value in the samples; None if it was not measured.
+    """
+
+    text: str
+    bound: float
+    at_least: bool
+    unit: str
+    measured: Callable[[Results], float | None]
+
+    def verdict(self, value: float | None) -> str:
+        """In words."""
+        if value is None:
+            return "not measured"
+        reached = value >= self.bound if self.at_least else value <= self.bound
+        return "reached" if reached else "**not reached**"
+
+
+def _times(
+    text: str, bound: float, scene: str, figure: str, theirs: str, *, ours: str = WORKERKIT, at_least: bool = True
+) -> Target:
+    return Target(text, bound, at_least, " ×", lambda results: results.ratio(scene, figure, ours, theirs))
+
+
+def _at_most(text: str, bound: float, unit: str, scene: str, figure: str) -> Target:
+    def measured(results: Results) -> float | None:
+        spread = results.spread(scene, figure, WORKERKIT)
+        return spread.median if spread else None
+
+    return Target(text, bound, at_least=False, unit=f" {unit}", measured=measured)
+
+
+def _growth(results: Results) -> float | None:
+    begin = results.spread(f"{BACKLOG_SCENE} after 1 %", "MiB", WORKERKIT)
+    most = results.spread(f"{BACKLOG_SCENE} at most", "MiB", WORKERKIT)
+    return most.median / begin.median if begin and most else None
+
+
+_BASE = _SCENES["base"]
+
+TARGETS = (
+    _times(f"throughput, {_BASE}, against {_PIKA}", 4, _BASE, RATE, _PIKA),
+    _times("the same against C librabbitmq, ack each", 1, _BASE, RATE, "C librabbitmq, ack each"),
+    *(
+        _times(f"the same against {peer}", 15, _BASE, RATE, peer)
+        for peer in ("Celery solo", "Celery prefork", "Dramatiq", "Taskiq", "FastStream")
+    ),
+    _times(f"CPU per message, all processes, against {_PIKA}", 0.25, _BASE, CPU, _PIKA, at_least=False),
+    _times(
+        f"throughput with the log line on, against {_PIKA} without logging",
+        2,
+        _BASE,
+        RATE,
+        _PIKA,
+        ours="workerkit, log line on",
+    ),
+    _times(f"throughput at prefetch 1, against {_PIKA}", 1, _SCENES["prefetch-1"], RATE, _PIKA),
+    _times(f"throughput of 1 MB bodies, against {_PIKA}", 1.5, _SCENES["1MB"], RATE, _PIKA),
+    _times(f"publishing with confirms, against {_PIKA}", 8, PUBLISHING, RATE, _PIKA),
+    _at_most("executor SIGKILL to the next callback", 0.3, "s", RECOVERY, "s"),
+    _at_most("exec to the first callback", 0.5, "s", START, "s"),
+    _at_most("PSS of an idle pair", 45, "MiB", MEMORY, "MiB"),
+    Target("backlog of a million: most memory ÷ memory after 1 %", _FLAT, at_least=False, unit=" ×", measured=_growth),
+)
+
+
+def target_table(results: Results) -> str:
+    """Every target, what was measured, and whether that is enough."""
+    rows = []
+    for target in TARGETS:
+        value = target.measured(results)
+        bound = f"{'≥' if target.at_least else '≤'} {target.bound:g}{target.unit}"
+        measured = "–" if value is None else f"{number(value)}{target.unit}"
+        rows.append([target.text, bound, measured, target.verdict(value)])
+    return markdown(["figure", "target", "measured", "verdict"], rows)
