@@ -163,12 +163,17 @@ def _publish(console: Console, project: DemoProject, messages: list[Message]) ->
         asyncio.run(_publish_all(project, messages, partial(progress.advance, task)))
 
 
-async def _publish_all(project: DemoProject, messages: list[Message], on_confirmed: Callable[[], None]) -> None:
-    async def of(worker: str) -> AsyncIterator[Outgoing]:
-        for number, message in enumerate(messages):
-            if message.worker == worker:
-                properties = Properties(content_type="application/json", delivery_mode=2, message_id=message.id)
-                yield Outgoing(number, encode(properties), message.body)
+def _properties(message: Message) -> bytes:
+    return encode(Properties(content_type="application/json", delivery_mode=2, message_id=message.id))
+
+
+async def _publish_all(project: DemoProject, messages: list[Message], on_confirmed: Callable[[int], None]) -> None:
+    async def of(worker: str) -> AsyncIterator[list[Outgoing]]:
+        yield [
+            Outgoing(number, _properties(message), message.body)
+            for number, message in enumerate(messages)
+            if message.worker == worker
+        ]
 
     async def publish(worker: str, queue: str) -> None:
         published = await publish_all(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 from publish_run import Run
 
 from workerkit.brokers.rabbitmq.broker import connect
-from workerkit.brokers.rabbitmq.bulk import WIDTH
-from workerkit.brokers.rabbitmq.pipeline import Pipeline
 from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.errors import PublishFailed
 from workerkit.properties import Properties, encode
 from workerkit.settings.model import BrokerSettings
 
@@ -19,16 +17,28 @@ async def main() -> None:
     run = Run()
     publisher = Publisher(lambda: connect(BrokerSettings(url=run.url), "bench"))
     await publisher.channel()
-    pipeline = Pipeline(WIDTH)
+    confirmed = 0
+    failures: list[PublishFailed] = []
+
+    def ended(failure: PublishFailed | None) -> None:
+        nonlocal confirmed
+        if failure is None:
+            confirmed += 1
+        else:
+            failures.append(failure)
+
     for number in run.numbers():
         properties = encode(Properties(content_type="application/json", delivery_mode=2, message_id=str(number)))
-        if not await pipeline.submit(number, partial(publisher.publish, "", run.queue, properties, run.body)):
+        if not publisher.ready:
+            await publisher.room()
+        if failures:
             break
-    await pipeline.drain()
-    run.report(pipeline.done)
+        publisher.submit("", run.queue, properties, run.body, ended)
+    await publisher.drain()
+    run.report(confirmed)
     await publisher.close()
-    if pipeline.failure is not None:
-        raise pipeline.failure.error
+    if failures:
+        raise failures[0]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
 """``workerkit publish`` hands messages to RabbitMQ for good, or says exactly how far it came."""
 
+import asyncio
 import signal
 import time
 import uuid
 
 import pytest
 from command_project import Client, Project, unique
+
+from workerkit.brokers.rabbitmq.bulk import Outgoing, publish_all
+from workerkit.brokers.rabbitmq.publisher import Nacked
+from workerkit.properties import Properties, encode
+from workerkit.settings.model import BrokerSettings, Settings
 
 pytestmark = pytest.mark.integration
 
@@ -88,6 +94,51 @@ def test_lines_longer_than_one_read_stay_whole(project, client, queue):
     long = b"x" * 300_000
     assert project.run("publish", queue, "-", "--lines", stdin=long + b"\nshort\n" + long).code == 0
     assert client.bodies(queue, 3) == [long, b"short", long]
+
+
+def test_every_confirmed_message_is_told_of_while_it_goes_on(rabbitmq, client, queue):
+    """For a progress bar: also when the input is silent, and no more often than one can see."""
+    told = []
+
+    async def batches():
+        yield [Outgoing(number, encode(Properties(delivery_mode=2)), b"x") for number in range(2500)]
+        await asyncio.sleep(1)
+        assert sum(told) == 2500
+        yield [Outgoing(2500, encode(Properties(delivery_mode=2)), b"x")]
+
+    settings = Settings(broker=BrokerSettings(url=rabbitmq.url))
+    published = asyncio.run(
+        publish_all(settings, queue, None, batches(), on_confirmed=told.append, on_blocked=pytest.fail)
+    )
+    assert (published.confirmed, published.failure, published.interrupted) == (2501, None, False)
+    assert sum(told) == 2501
+    assert len(told) < 50
+    assert client.ready(queue) == 2501
+
+
+def test_nothing_more_is_published_after_the_first_failure(rabbitmq, client):
+    """What was in flight with it may be there; of the rest nothing is even read."""
+    name = unique("full")
+    client.declare(name, queue_type="classic", max_length=3, overflow="reject-publish")
+    taken = 0
+
+    def batch():
+        nonlocal taken
+        for number in range(20_000):
+            taken += 1
+            yield Outgoing(number, encode(Properties()), b"x")
+
+    async def batches():
+        yield batch()
+        pytest.fail("the next batch was asked for")
+
+    settings = Settings(broker=BrokerSettings(url=rabbitmq.url))
+    ignore = {"on_confirmed": lambda _count: None, "on_blocked": pytest.fail}
+    published = asyncio.run(publish_all(settings, name, None, batches(), **ignore))
+    assert isinstance(published.failure.error, Nacked)
+    assert published.failure.before == 3
+    assert published.confirmed == client.ready(name)
+    assert taken < 5000
 
 
 def test_a_missing_queue_is_bad_data_with_the_command_that_makes_it(project):

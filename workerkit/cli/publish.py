@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from workerkit.settings import Settings
 
 _CHUNK = 64 * 1024
+_UUID_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 _Source = io.FileIO | io.BytesIO
 
 
@@ -38,12 +40,29 @@ class _Letterhead:
 
     def properties(self, body: bytes) -> tuple[str, bytes]:
         """The message id, and the encoded properties of a persistent message. Raises ValueError."""
+        message_id = self.message_id or str(uuid.uuid4())
+        return message_id, self._encode(self.content_type or _content_type(body), message_id)
+
+    def messages(self, lines: list[tuple[int, bytes]]) -> Iterator[Outgoing]:
+        """A message of each numbered line, with an id of its own. The rest of the properties is encoded only once."""
+        from workerkit.brokers.rabbitmq.bulk import Outgoing
+
+        around: dict[str, tuple[bytes, bytes]] = {}  # the properties of a content type, before and after the id
+        ids = _random_ids(len(lines))
+        for (number, line), message_id in zip(lines, ids, strict=True):
+            content_type = self.content_type or _content_type(line)
+            if content_type not in around:
+                before, _, after = self._encode(content_type, message_id).rpartition(message_id.encode())
+                around[content_type] = before, after
+            before, after = around[content_type]
+            yield Outgoing(number, before + message_id.encode() + after, line)
+
+    def _encode(self, content_type: str, message_id: str) -> bytes:
         from workerkit.properties import Properties, encode
 
-        message_id = self.message_id or str(uuid.uuid4())
-        return message_id, encode(
+        return encode(
             Properties(
-                content_type=self.content_type or _content_type(body),
+                content_type=content_type,
                 headers=dict(self.headers),
                 delivery_mode=2,
                 correlation_id=self.correlation_id,
@@ -147,10 +166,10 @@ def _publish_one(
 
     message_id, properties = letterhead.properties(body)
 
-    async def one() -> AsyncIterator[Outgoing]:
-        yield Outgoing(1, properties, body)
+    async def one() -> AsyncIterator[list[Outgoing]]:
+        yield [Outgoing(1, properties, body)]
 
-    published = asyncio.run(_send(settings, queue, delay, one(), None))
+    published = asyncio.run(_send(settings, queue, delay, one(), lambda _count: None))
     if published.failure is not None:
         raise published.failure.error
     if published.interrupted and not published.confirmed:
@@ -165,16 +184,15 @@ def _publish_one(
 def _publish_lines(
     settings: Settings, queue: str, delay: float | None, letterhead: _Letterhead, source: _Source, *, as_json: bool
 ) -> int:
-    from workerkit.brokers.rabbitmq.bulk import Outgoing
     from workerkit.cli.terminal import INTERRUPTED, progress_bar
 
-    async def messages() -> AsyncIterator[Outgoing]:
-        async for number, line in _lines(source):
-            yield Outgoing(number, letterhead.properties(line)[1], line)
+    async def messages() -> AsyncIterator[Iterator[Outgoing]]:
+        async for lines in _lines(source):
+            yield letterhead.messages(lines)
 
     with progress_bar() as progress:
         task = progress.add_task(f"publishing to {queue}", total=None)
-        published = asyncio.run(_send(settings, queue, delay, messages(), lambda: progress.advance(task)))
+        published = asyncio.run(_send(settings, queue, delay, messages(), partial(progress.advance, task)))
     if published.failure is not None:
         raise _at_line(published)
     if published.interrupted:
@@ -188,7 +206,11 @@ def _publish_lines(
 
 
 async def _send(
-    settings: Settings, queue: str, delay: float | None, messages: AsyncIterator[Outgoing], on_confirmed: Any
+    settings: Settings,
+    queue: str,
+    delay: float | None,
+    messages: AsyncIterator[Iterable[Outgoing]],
+    on_confirmed: Callable[[int], None],
 ) -> Published:
     from workerkit.brokers.rabbitmq.bulk import publish_all
 
@@ -197,7 +219,7 @@ async def _send(
         queue,
         delay,
         messages,
-        on_confirmed=on_confirmed or (lambda: None),
+        on_confirmed=on_confirmed,
         on_blocked=lambda reason: click.echo(f"RabbitMQ does not read from publishers: {reason}", err=True),
     )
 
@@ -243,8 +265,8 @@ def _standard_input() -> _Source:
         return io.BytesIO(sys.stdin.buffer.read() if sys.stdin else b"")
 
 
-async def _lines(source: _Source) -> AsyncIterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers, as soon as they are there."""
+async def _lines(source: _Source) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """The lines that are not blank, with their numbers, as soon as they are there and as many as there are."""
     number = 0
     started: list[bytes] = []  # of a line that is longer than what was read at once
     while chunk := await _read(source):
@@ -252,14 +274,17 @@ async def _lines(source: _Source) -> AsyncIterator[tuple[int, bytes]]:
         started.append(first)
         if not others:
             continue
-        for line in (b"".join(started), *others[:-1]):
-            number += 1
-            if line.strip():
-                yield number, line.removesuffix(b"\r")
+        whole = [b"".join(started), *others[:-1]]
+        yield _not_blank(number, whole)
+        number += len(whole)
         started = [others[-1]]
-    last = b"".join(started)
-    if last.strip():
-        yield number + 1, last.removesuffix(b"\r")
+    yield _not_blank(number, [b"".join(started)])
+
+
+def _not_blank(number: int, lines: list[bytes]) -> list[tuple[int, bytes]]:
+    return [
+        (place, line.removesuffix(b"\r")) for place, line in enumerate(lines, number + 1) if line and not line.isspace()
+    ]
 
 
 async def _read(source: _Source) -> bytes:
@@ -286,6 +311,15 @@ async def _read(source: _Source) -> bytes:
 
     threading.Thread(target=read, name="input", daemon=True).start()
     return await done
+
+
+def _random_ids(count: int) -> Iterator[str]:
+    """Random UUIDs (version 4), for which the system is asked only once."""
+    digits = os.urandom(16 * count).hex()
+    for start in range(0, len(digits), 32):
+        random = digits[start : start + 32]
+        variant = _UUID_VARIANT[random[16]]
+        yield f"{random[:8]}-{random[8:12]}-4{random[13:16]}-{variant}{random[17:20]}-{random[20:]}"
 
 
 def _content_type(body: bytes) -> str:

@@ -1,19 +1,11 @@
-"""The pipeline behind ``publish --lines`` and ``dead replay``: bounded, ordered, and over at the first failure."""
+"""The pipeline behind ``dead replay``: bounded, ordered, and over at the first failure."""
 
 import asyncio
-import functools
 
 import pytest
+from support.loops import on_a_loop
 
 from workerkit.brokers.rabbitmq.pipeline import Pipeline
-
-
-def on_a_loop(test):
-    @functools.wraps(test)
-    def run():
-        asyncio.run(asyncio.wait_for(test(), 10))
-
-    return run
 
 
 async def fail(text):

@@ -21,8 +21,9 @@ from workerkit.brokers.rabbitmq.fastpath import (
     Settling,
     missing_in_pika,
 )
+from workerkit.brokers.rabbitmq.outgoing import Outgoing
 from workerkit.brokers.rabbitmq.versions import ServerVersion
-from workerkit.errors import BrokerError, ConnectionLost
+from workerkit.errors import BrokerError, ConnectionLost, PublishFailed
 
 CLOSE_TIMEOUT = 1.0
 RPC_TIMEOUT = 20.0
@@ -175,6 +176,7 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._waiters: set[asyncio.Future[Any]] = set()
         self._pika: pika.channel.Channel
+        self._outgoing: Outgoing | None = None
         self.closed: asyncio.Future[BrokerError] = self._loop.create_future()
         """Done, with the reason, as soon as the channel is gone."""
 
@@ -234,21 +236,33 @@ class Channel:
             on_confirm(method.delivery_tag, method.multiple, isinstance(method, pika.spec.Basic.Ack))
 
         await self._call(lambda done: self._pika.confirm_delivery(on_method, callback=done))
+        if isinstance(self._connection._pika, FastConnection):  # noqa: SLF001 - one adapter
+            self._outgoing = Outgoing(self._connection._pika, self._pika)  # noqa: SLF001
 
-    def on_return(self, callback: Callable[[str, str, bytes, str], None]) -> None:
-        """Call back with (exchange, routing key, body, reason) when a mandatory message found no queue."""
+    def on_return(self, callback: Callable[[str, str, Any, bytes, str], None]) -> None:
+        """Call back with (exchange, routing key, properties, body, reason) when a mandatory message found no queue."""
         self._pika.add_on_return_callback(
-            lambda _channel, method, _properties, body: callback(
-                method.exchange, method.routing_key, body, f"{method.reply_code} {method.reply_text}"
+            lambda _channel, method, properties, body: callback(
+                method.exchange, method.routing_key, properties, body, f"{method.reply_code} {method.reply_text}"
             )
         )
 
     def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:
-        """Publish, mandatory. Raises BrokerError when the channel is gone."""
+        """Publish, mandatory, on a channel with confirms. Raises BrokerError; then nothing was published."""
         try:
-            self._pika.basic_publish(exchange, routing_key, body, RawProperties(properties), mandatory=True)
+            if self._outgoing is not None:
+                self._outgoing.publish(exchange, routing_key, properties, body)
+            else:
+                self._pika.basic_publish(exchange, routing_key, body, RawProperties(properties), mandatory=True)
+        except ValueError as error:
+            raise PublishFailed(str(error)) from None
         except pika.exceptions.AMQPError as error:
             raise translate(error) from None
+
+    def stop_publishing(self) -> None:
+        """Forget what is not written yet."""
+        if self._outgoing is not None:
+            self._outgoing.stop()
 
     async def declare_queue(
         self, name: str, arguments: Mapping[str, Any], *, durable: bool = True, auto_delete: bool = False

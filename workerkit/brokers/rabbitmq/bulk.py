@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from workerkit.brokers.rabbitmq.admin import queue_state, session, topology_of
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
-from workerkit.brokers.rabbitmq.pipeline import Failure, Pipeline
+from workerkit.brokers.rabbitmq.pipeline import Failure
 from workerkit.brokers.rabbitmq.publisher import Publisher
-from workerkit.errors import BadData, ConfigurationError, QueueNotFound
+from workerkit.errors import BadData, BrokerError, ConfigurationError, QueueNotFound
 from workerkit.settings.model import QueueSettings, Settings
 from workerkit.topology import EXPLICIT_RETRY_GRACE, Queue, explicit_retry_queue, retry_queue_name
 
-WIDTH = 200
-"""Messages in flight: enough to hide the round trip to a broker in the same country."""
 _DECLARE_AGAIN = EXPLICIT_RETRY_GRACE / 4
 """Seconds. A queue for one delay expires when it is not declared for longer than its grace; a stream may be slow."""
+_TELL_INTERVAL = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A message to publish."""
 
     number: int
@@ -47,9 +46,9 @@ async def publish_all(
     settings: Settings,
     queue: str,
     delay: float | None,
-    messages: AsyncIterator[Outgoing],
+    messages: AsyncIterator[Iterable[Outgoing]],
     *,
-    on_confirmed: Callable[[], None],
+    on_confirmed: Callable[[int], None],
     on_blocked: Callable[[str], None],
 ) -> Published:
     """Publish, each message mandatory and confirmed, up to the first failure or until the task is cancelled.
@@ -58,8 +57,8 @@ async def publish_all(
         settings: where the broker is, and what waits where.
         queue: must exist, also when the messages come to it later.
         delay: seconds until they do; None for at once.
-        messages: taken as fast as the broker confirms.
-        on_confirmed: called after each.
+        messages: in batches as they are there, taken as fast as the broker confirms.
+        on_confirmed: called some times a second, with how many have been confirmed since the last time.
         on_blocked: called with the reason when the broker stops reading from publishers.
 
     Raises:
@@ -76,24 +75,68 @@ async def publish_all(
 
         publisher = Publisher(reuse)
         channel = await publisher.channel()
-        pipeline = Pipeline(WIDTH)
-
-        async def publish(message: Outgoing) -> None:
-            await publisher.publish("", route.name, message.properties, message.body)
-            on_confirmed()
-
+        stream = _Stream(publisher, route, on_confirmed)
+        telling = asyncio.create_task(stream.keep_telling())
         interrupted = False
         try:
-            async for message in messages:
-                await route.prepare(publisher)
-                if not await pipeline.submit(message.number, partial(publish, message)):
+            async for batch in messages:
+                if not await stream.send(batch):
                     break
         except asyncio.CancelledError:
             interrupted = True
         finally:
-            await pipeline.drain()
-        failure = pipeline.failure and await _explained(pipeline.failure, connection, channel, (queue, route.name))
-        return Published(pipeline.done, failure, interrupted)
+            await publisher.drain()
+            telling.cancel()
+        stream.tell()
+        failure = stream.failure and await _explained(stream.failure, connection, channel, (queue, route.name))
+        return Published(stream.confirmed, failure, interrupted)
+
+
+class _Stream:
+    """Messages on their way to one queue, in order, and none after the first that failed."""
+
+    def __init__(self, publisher: Publisher, route: _Route, on_confirmed: Callable[[int], None]) -> None:
+        self.confirmed = 0
+        self.failure: Failure | None = None
+        self._submitted = 0
+        self._told = 0
+        self._publisher = publisher
+        self._route = route
+        self._on_confirmed = on_confirmed
+
+    async def send(self, batch: Iterable[Outgoing]) -> bool:
+        """Publish as there is room. False: one has failed, and no more will be published."""
+        publisher = self._publisher
+        await self._route.prepare(publisher)
+        for number, properties, body in batch:
+            ended = partial(self._ended, number, self._submitted)
+            try:
+                if not publisher.ready:
+                    await publisher.room()
+                    await self._route.prepare(publisher)
+                if self.failure is not None:
+                    return False
+                publisher.submit("", self._route.name, properties, body, ended)
+            except BrokerError as error:
+                ended(error)
+                return False
+            self._submitted += 1
+        return self.failure is None
+
+    def _ended(self, number: int, before: int, error: BrokerError | None) -> None:
+        if error is None:
+            self.confirmed += 1
+        elif self.failure is None or before < self.failure.before:
+            self.failure = Failure(number, before, error)
+
+    def tell(self) -> None:
+        self._on_confirmed(self.confirmed - self._told)
+        self._told = self.confirmed
+
+    async def keep_telling(self) -> None:
+        while True:
+            await asyncio.sleep(_TELL_INTERVAL)
+            self.tell()
 
 
 class _Route:

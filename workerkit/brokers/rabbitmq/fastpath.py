@@ -57,7 +57,7 @@ def missing_in_pika() -> list[str]:
     transport = getattr(io_services_utils, "_AsyncPlaintextTransport", None)
     needed = {
         AsyncioConnection: ("_on_data_available", "_process_frame", "_proto_connection_made", "_adapter_emit_data"),
-        Connection: ("bytes_received", "frames_received", "bytes_sent", "frames_sent"),
+        Connection: ("bytes_received", "frames_received", "bytes_sent", "frames_sent", "_body_max_length"),
         transport: (
             "_MAX_RECV_BYTES",
             "_MAX_CONSUME_BYTES",

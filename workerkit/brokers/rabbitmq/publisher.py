@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import pika
 
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
-from workerkit.errors import BrokerError, PublishFailed
+from workerkit.errors import BrokerError, ConnectionLost, PublishFailed
 
 PUBLISH_TIMEOUT = 10.0
-"""Seconds the broker gets to take responsibility for one message."""
+"""Seconds the broker gets to take responsibility for one message, from when it is written."""
+WINDOW = 1000
+"""Messages in flight at most: enough to keep a broker on the same machine busy until its next confirms."""
+WINDOW_BYTES = 4 * 1024 * 1024
+"""Bytes of bodies in flight at most; one message may be bigger. They wait in memory, and a message should not time out
+because of those before it: a line of 10 Mbit/s takes three seconds for so many."""
 
 
-@dataclass(slots=True)
-class _Pending:
+class Returned(PublishFailed):
+    """No queue matched: the message is nowhere."""
+
+
+class Nacked(PublishFailed):
+    """The broker refused the message: it is nowhere."""
+
+
+class Unconfirmed(PublishFailed):
+    """The connection was lost before the confirm: the message may have arrived."""
+
+
+class TimedOut(Unconfirmed):
+    """No confirm came in time: the message may arrive yet."""
+
+
+Ended = Callable[[PublishFailed | None], None]
+"""Called once for a message, with None when the broker has it. Must not raise."""
+
+
+class _Pending(NamedTuple):
     exchange: str
     routing_key: str
     body: bytes
-    done: asyncio.Future[None]
-    returned: str = ""
+    properties: bytes
+    ended: Ended
+    written: float
 
 
 class Publisher:
@@ -37,10 +65,20 @@ class Publisher:
         self._connect = connect
         self._wait_while_blocked = wait_while_blocked
         self._opening = asyncio.Lock()
+        self._refusals = 0
+        self._refusal: BrokerError
+        self._loop: asyncio.AbstractEventLoop  # asking for it each time is a system call each time
         self._connection: Connection | None = None
         self._channel: Channel | None = None
-        self._next_tag = 1
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, _Pending] = {}  # by delivery tag, ascending
+        self._next_tag = 1  # as the broker counts what is published on the channel
+        self._returned: dict[int, str] = {}  # the reasons of those that came back and are not confirmed yet
+        self._last_returned = 0
+        self._bytes = 0
+        self._full = False
+        self._waiting: list[asyncio.Future[None]] = []  # for room, or for the end of all
+        self._clock: asyncio.TimerHandle | None = None  # one for all deadlines: the oldest message has the next
+        self._last_blocked = 0.0
 
     async def publish(self, exchange: str, routing_key: str, properties: bytes, body: bytes) -> None:
         """Publish one message and wait until the broker has it.
@@ -52,50 +90,83 @@ class Publisher:
             body: the payload.
 
         Raises:
-            PublishFailed: no queue matched, the broker refused, or no confirm came in time.
+            PublishFailed: Returned, Nacked, TimedOut, or Unconfirmed as the connection was lost.
             BrokerError: there is no connection.
         """
-        channel = await self.channel()
-        pending = _Pending(exchange, routing_key, body, asyncio.get_running_loop().create_future())
-        tag = self._next_tag
-        self._next_tag += 1
-        self._pending[tag] = pending
-        try:
-            channel.publish(exchange, routing_key, properties, body)
-            await self._confirmed(pending)
-        finally:
-            if self._channel is channel:
-                self._pending.pop(tag, None)
+        if not self.ready:
+            await self.room()
+        done: asyncio.Future[None] = self._loop.create_future()
+        self.submit(exchange, routing_key, properties, body, partial(_end, done))
+        await done
 
-    async def _confirmed(self, pending: _Pending) -> None:
-        while not (await asyncio.wait({pending.done}, timeout=PUBLISH_TIMEOUT))[0]:
-            connection = self._connection
-            blocked = connection is not None and connection.blocked_by
-            if blocked and self._wait_while_blocked:
-                continue
-            if connection is not None:
-                # What is not sent yet must not be published beside what the caller sends next. What the broker's
-                # machine has taken in already may be: a publish without a confirm is neither done nor undone.
-                connection.abort()
-            why = f", as the broker blocks publishers ({blocked})" if blocked else ""
-            raise PublishFailed(f"no confirm within {PUBLISH_TIMEOUT:g} s{why}; the message may still arrive")
-        pending.done.result()
+    @property
+    def ready(self) -> bool:
+        """Whether there is a channel, and room for one more message."""
+        return self._channel is not None and not self._full
+
+    async def room(self) -> None:
+        """Wait until ``submit`` may be called, at once. Raises BrokerError when there is no connection."""
+        while True:
+            await self.channel()
+            if not self._full:
+                return
+            await self._change()
+
+    def submit(self, exchange: str, routing_key: str, properties: bytes, body: bytes, ended: Ended) -> None:
+        """Publish one message without waiting. To be called when ``ready``; the arguments are those of ``publish``.
+
+        Raises:
+            BrokerError: the channel is gone, or a name too long; ``ended`` will not be called.
+        """
+        if self._channel is None:
+            raise ConnectionLost("there is no connection to publish on")
+        try:
+            self._channel.publish(exchange, routing_key, properties, body)
+        except BrokerError:
+            raise
+        except BaseException:
+            self._give_up("given up after a fault")  # nobody can say whether the broker will count this one
+            raise
+        self._pending[self._next_tag] = _Pending(exchange, routing_key, body, properties, ended, self._loop.time())
+        self._next_tag += 1
+        self._bytes += len(body)
+        if len(self._pending) >= WINDOW or self._bytes >= WINDOW_BYTES:
+            self._full = True
+        if self._clock is None:
+            self._clock = self._loop.call_later(PUBLISH_TIMEOUT / 10, self._check_deadline)
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        while self._pending:
+            await self._change()
 
     async def channel(self) -> Channel:
         """The channel it publishes on, opened if need be; also for declarations that belong to a publish."""
+        refusals = self._refusals
         async with self._opening:
             if self._channel is not None and self._channel.is_open:
                 return self._channel
-            if self._connection is None or not self._connection.is_open:
-                self._connection = await self._connect()
-            channel = await self._connection.channel()
-            self._fail_pending(PublishFailed("the connection was lost before the confirm"))
-            self._next_tag = 1
-            self._channel = channel
-            channel.closed.add_done_callback(lambda closed: self._on_closed(channel, closed.result()))
-            channel.on_return(self._on_return)
-            await channel.confirm_select(self._on_confirm)
-            return channel
+            if self._refusals > refusals:  # who waited here for an attempt that failed does not start another
+                raise self._refusal
+            try:
+                return await self._open()
+            except BrokerError as error:
+                self._refusals += 1
+                self._refusal = error
+                raise
+
+    async def _open(self) -> Channel:
+        self._lose("it was closed")
+        if self._connection is None or not self._connection.is_open:
+            self._connection = await self._connect()
+        channel = await self._connection.channel()
+        channel.on_return(self._on_return)
+        await channel.confirm_select(self._on_confirm)
+        channel.closed.add_done_callback(lambda closed: self._on_closed(channel, closed.result()))
+        self._loop = asyncio.get_running_loop()
+        self._next_tag, self._last_returned = 1, 0
+        self._channel = channel
+        return channel
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
@@ -103,33 +174,119 @@ class Publisher:
             await self._connection.close()
 
     def _on_confirm(self, tag: int, multiple: bool, positive: bool) -> None:
-        tags = [known for known in self._pending if known <= tag] if multiple else [tag]
-        for known in tags:
-            pending = self._pending.pop(known, None)
-            if pending is None or pending.done.done():
+        first = next(iter(self._pending), tag) if multiple else tag
+        for known in range(first, tag + 1):
+            message = self._pending.pop(known, None)
+            if message is None:
                 continue
-            if pending.returned:
-                target = f"exchange {pending.exchange!r}, routing key {pending.routing_key!r}"
-                pending.done.set_exception(PublishFailed(f"no queue took the message ({target}): {pending.returned}"))
+            self._bytes -= len(message.body)
+            if known in self._returned:
+                target = f"exchange {message.exchange!r}, routing key {message.routing_key!r}"
+                reason = self._returned.pop(known)
+                message.ended(Returned(f"no queue took the message ({target}): {reason}"))
             elif positive:
-                pending.done.set_result(None)
+                message.ended(None)
             else:
-                pending.done.set_exception(PublishFailed("the broker refused the message (nack); is the queue full?"))
+                message.ended(Nacked("the broker refused the message (nack); is the queue full?"))
+        self._changed()
 
-    def _on_return(self, exchange: str, routing_key: str, body: bytes, reason: str) -> None:
-        """A return names no tag. It comes before the confirm, in order, so it is the oldest such message."""
-        for pending in self._pending.values():
-            key = (pending.exchange, pending.routing_key, pending.body)
-            if not pending.returned and key == (exchange, routing_key, body):
-                pending.returned = reason
-                return
+    def _on_return(self, exchange: str, routing_key: str, properties: Any, body: bytes, reason: str) -> None:
+        """A return names no tag. Returns come in order, each before its confirm.
+
+        One before it may look the same, and be on its way into a queue that is gone by now. So properties count too;
+        messages that are alike in everything may stand for each other.
+        """
+        found = 0
+        oldest = next(iter(self._pending), self._next_tag)
+        for tag in range(max(oldest, self._last_returned + 1), self._next_tag):
+            message = self._pending.get(tag)
+            if message is None or message[:3] != (exchange, routing_key, body):
+                continue
+            found = found or tag
+            if _are(message.properties, properties):
+                found = tag
+                break
+        if not found:
+            self._give_up("given up, as a message came back that is none of ours")  # whose confirm would be a lie?
+            return
+        self._returned[found] = reason
+        self._last_returned = found
+
+    def _check_deadline(self) -> None:
+        """Time out what is due. Runs often enough to see each time that the broker blocks publishers."""
+        self._clock = None
+        if not self._pending:
+            return
+        now = self._loop.time()
+        blocked = self._connection.blocked_by if self._connection is not None else ""
+        if blocked and self._wait_while_blocked:
+            self._last_blocked = now
+        oldest = next(iter(self._pending.values()))
+        left = max(oldest.written, self._last_blocked) + PUBLISH_TIMEOUT - now
+        if left > 0:
+            self._clock = self._loop.call_later(min(left, PUBLISH_TIMEOUT / 10), self._check_deadline)
+            return
+        why = f", as the broker blocks publishers ({blocked})" if blocked else ""
+        late = [tag for tag, message in self._pending.items() if message.written + PUBLISH_TIMEOUT <= now]
+        for message in [self._pending.pop(tag) for tag in late]:
+            message.ended(TimedOut(f"no confirm within {PUBLISH_TIMEOUT:g} s{why}; the message may still arrive"))
+        self._give_up(f"given up, as the broker did not confirm an earlier message within {PUBLISH_TIMEOUT:g} s")
+
+    def _give_up(self, why: str) -> None:
+        """Cut the connection.
+
+        What is not sent yet must not be published beside what the caller sends next. What the broker's machine has
+        taken in already may be: a publish without a confirm is neither done nor undone.
+        """
+        if self._channel is not None:
+            self._channel.stop_publishing()
+        if self._connection is not None:
+            self._connection.abort()
+        self._lose(why)
 
     def _on_closed(self, channel: Channel, reason: BrokerError) -> None:
         if self._channel is channel:
-            self._fail_pending(PublishFailed(f"the connection was lost before the confirm: {reason}"))
+            self._lose(str(reason))
 
-    def _fail_pending(self, error: PublishFailed) -> None:
-        for pending in self._pending.values():
-            if not pending.done.done():
-                pending.done.set_exception(error)
+    def _lose(self, why: str) -> None:
+        """The channel is gone, and with it the confirms of what is in flight."""
+        self._channel = None
+        lost = tuple(self._pending.values())
         self._pending.clear()
+        self._returned.clear()
+        self._bytes = 0
+        for message in lost:
+            message.ended(Unconfirmed(f"the connection was lost before the confirm: {why}"))
+        self._changed()
+
+    async def _change(self) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def _changed(self) -> None:
+        """Tell those who wait, once half of the window is free: what is written together is sent together."""
+        if len(self._pending) > WINDOW // 2 or self._bytes > WINDOW_BYTES // 2:
+            return
+        self._full = False
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _end(done: asyncio.Future[None], error: PublishFailed | None) -> None:
+    if done.done():  # whoever waited has been cancelled
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+
+
+def _are(encoded: bytes, properties: Any) -> bool:
+    """Whether these are the properties that pika decoded."""
+    try:
+        return bool(pika.BasicProperties().decode(encoded) == properties)
+    except Exception:  # noqa: BLE001 - a table that pika cannot read, so it did not read it
+        return False
