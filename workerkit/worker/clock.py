@@ -54,6 +54,8 @@ class Clock:
 
     def _look(self, executor: Executor) -> None:
         self._timer = None
+        # Should a processor with weaker rules than x86 ever let a wake-up get lost (see Page.must_wake), it ends here.
+        executor.drain()
         running = executor.page.running()
         if running is None:
             if self._has_work():

@@ -4,6 +4,7 @@ import struct
 from typing import Any
 
 import pika
+import pika.exceptions
 import pika.frame
 import pika.spec
 import pytest
@@ -49,6 +50,18 @@ returned = st.tuples(
 contents = deliveries | returned
 
 
+@st.composite
+def alike(draw: st.DrawFn) -> list[tuple[Any, pika.BasicProperties, bytes]]:
+    """What a busy queue gives: deliveries of one subscription that differ in tag, flag, properties and body."""
+    tag, exchange, key = draw(st.tuples(short, short, short))
+    bodies = draw(st.lists(st.binary(max_size=FRAME_MAX + 5), max_size=12))
+    props = st.just(pika.BasicProperties()) | properties
+    return [
+        (pika.spec.Basic.Deliver(tag, number, draw(st.booleans()), exchange, key), draw(props), body)
+        for number, body in enumerate(bodies, draw(st.integers(0, 2**60)))
+    ]
+
+
 def content_frames(channel: int, content: tuple[Any, pika.BasicProperties, bytes]) -> list[bytes]:
     """A method, its content header, and its body in frames of at most FRAME_MAX bytes."""
     method, props, body = content
@@ -63,8 +76,10 @@ def streams(draw: st.DrawFn) -> bytes:
     queues: list[list[bytes]] = []
     for channel in draw(st.lists(st.integers(1, 4), unique=True, min_size=1)):
         frames: list[bytes] = []
-        for item in draw(st.lists(contents | methods, max_size=4)):
-            if isinstance(item, tuple):
+        for item in draw(st.lists(alike() | contents | methods, max_size=4)):
+            if isinstance(item, list):
+                frames += [frame for content in item for frame in content_frames(channel, content)]
+            elif isinstance(item, tuple):
                 frames += content_frames(channel, item)
             else:
                 frames.append(pika.frame.Method(channel, item).marshal())
@@ -149,6 +164,57 @@ def test_pikas_counters_stay_right(stream: bytes) -> None:
         used, _ = pika.frame.decode_frame(rest)
         total, rest = total + 1, rest[used:]
     assert splitter.frames + sum(kind == "frame" for kind, *_ in events) == total
+
+
+class OneWay(FrameSplitter):
+    """Reads everything frame by frame."""
+
+    def _take_alike(self, _shape: Any, _buffer: bytes, offset: int, _found: Any) -> int:
+        return offset
+
+
+def taken(splitter: FrameSplitter, stream: bytes, cuts: list[int]) -> list[Any]:
+    """What comes out, with the batches laid end to end."""
+    out: list[Any] = []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        for item in splitter.feed(stream[start:end]):
+            out += [item] if isinstance(item, bytes) else [(item[0], delivery) for delivery in item[1]]
+    return out
+
+
+@settings(max_examples=300)
+@given(alike(), st.data())
+def test_both_ways_through_a_stream_agree_on_wrong_bytes(
+    contents: list[tuple[Any, pika.BasicProperties, bytes]], data: st.DataObject
+) -> None:
+    """The quick way checks what the other one checks: it reads past no wrong byte and counts no frame twice."""
+    stream = bytearray(b"".join(frame for content in contents for frame in content_frames(1, content)))
+    for _ in range(data.draw(st.integers(0, 2)) if stream else 0):
+        stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)), max_size=3)))
+    both, one = FrameSplitter(), OneWay()
+    assert taken(both, bytes(stream), cuts) == taken(one, bytes(stream), cuts)
+    assert both.frames == one.frames
+
+
+def test_a_body_frame_cut_off_by_the_read_that_has_a_wrong_end_makes_pika_fail() -> None:
+    """Its bytes are spread over reads by then, so pika is given another frame with a wrong end."""
+    splitter = FrameSplitter()
+    deliver = (pika.spec.Basic.Deliver("t", 1, False, "", "k"), pika.BasicProperties(), b"0123456789")
+    stream = b"".join(content_frames(1, deliver))
+    splitter.feed(stream[:-5])
+    (broken,) = splitter.feed(stream[-5:-1] + b"\0")
+    with pytest.raises(pika.exceptions.InvalidFrameError):
+        pika.frame.decode_frame(broken)
+
+
+def test_a_delivery_says_where_it_came_from() -> None:
+    """The queue and the channel incarnation, on both ways, so that it can be settled on no other."""
+    splitter = FrameSplitter()
+    splitter.sources[3] = ("jobs", 7)
+    content = [(pika.spec.Basic.Deliver("t", tag, False, "", "k"), pika.BasicProperties(), b"x") for tag in (1, 2, 3)]
+    (batch,) = splitter.feed(b"".join(frame for one in content for frame in content_frames(3, one)))
+    assert [(d.queue, d.channel, d.tag) for d in batch[1]] == [("jobs", 7, 1), ("jobs", 7, 2), ("jobs", 7, 3)]
 
 
 @given(st.lists(st.binary(max_size=60), max_size=5))

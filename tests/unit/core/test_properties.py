@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from workerkit.properties import MAX_NESTING, Properties, decode, decode_headers, encode, rewrite
+from workerkit.properties import MAX_NESTING, Properties, decode, decode_headers, decode_ids, encode, rewrite
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 short = text.filter(lambda value: len(value.encode()) <= 255)
@@ -62,6 +62,26 @@ def table_bytes(*entries: bytes) -> bytes:
     """Raw properties that hold a header table of these entries alone."""
     table = b"".join(entries)
     return b"\x20\x00" + struct.pack(">I", len(table)) + table
+
+
+@given(properties(tables(st.integers(0, 9))))
+def test_the_ids_alone_are_what_a_full_decoding_gives(original: Properties) -> None:
+    """Every log line about a message asks for them, and for nothing else."""
+    assert decode_ids(encode(original)) == (original.message_id, original.correlation_id)
+
+
+@given(st.binary(max_size=40))
+def test_the_ids_of_broken_properties_are_a_value_error_and_nothing_else(raw: bytes) -> None:
+    """As with a full decoding, which reads further."""
+    try:
+        ids = decode_ids(raw)
+    except ValueError:
+        return
+    try:
+        whole = decode(raw)
+    except ValueError:
+        return
+    assert ids == (whole.message_id, whole.correlation_id)
 
 
 @given(properties(tables(scalars)))

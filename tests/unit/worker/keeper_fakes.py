@@ -9,7 +9,7 @@ from structlog.testing import LogCapture
 
 from workerkit import Properties
 from workerkit.properties import encode
-from workerkit.settlement import ACK, Cause, Outcome
+from workerkit.settlement import ACK, RELEASE, Cause, Outcome
 from workerkit.worker.child import Events, Exit
 from workerkit.worker.keeper import Keeper
 from workerkit.worker.link import (
@@ -136,6 +136,7 @@ class FakeExecutor:
         self.page.begin(seq, phase, now_ns)
         if phase is Phase.CALLBACK and seq <= self.page.void:
             self.page.end()
+            self._unread += settled_frame(seq, 0, RELEASE)
             return False
         self.begun.add(seq)
         return True
@@ -199,6 +200,9 @@ class FakeOwner:
 
     def on_stalled(self) -> None:
         self.stalled += 1
+
+    def on_congested(self, congested: bool) -> None:
+        pass
 
     def on_executor_lost(self) -> None:
         self.lost += 1

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from unittest.mock import Mock
 
 import pytest
 from keeper_fakes import FakeExecutor, Stage
@@ -155,7 +156,7 @@ class TestTicks:
             original(executor, delay)  # type: ignore[arg-type]
 
         monkeypatch.setattr(clock, "_look_later", look_later)
-        return clock, FakeExecutor(None), delays  # type: ignore[arg-type]
+        return clock, FakeExecutor(Mock()), delays
 
     async def test_it_ticks_no_slower_than_the_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Otherwise a callback of one second could run for five before anybody looks."""

@@ -164,6 +164,21 @@ def test_into_a_pipe_the_workers_log_is_json(style: str) -> None:
     assert second == {"event": "from.the.executor"}
 
 
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_many_events_at_once_are_the_lines_that_the_logger_writes(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody who reads the log can tell which way a line came."""
+    monkeypatch.setattr(logs, "timestamp", lambda: "2026-01-02T03:04:05.678Z")
+    log, read = consumer_log(style)
+    events = [{"outcome": "acked", "delivery_tag": tag, "message_id": 'm"\n', "duration_ms": 0.5} for tag in (1, 2)]
+    log.write_events("info", "message.settled", events)
+    for about in events:
+        log.logger.info("message.settled", **about)
+    log.close()
+    lines = os.read(read, 65536).splitlines()
+    assert lines[:2] == lines[2:]
+    assert len(lines) == 4
+
+
 def test_on_a_console_a_line_is_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time of day, event, keys, and the stack below; no colours without a terminal."""
     log, read = consumer_log("console")

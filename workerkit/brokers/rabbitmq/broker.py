@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pika
+
 from workerkit.brokers.backoff import Backoff
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.declare import check, declare
+from workerkit.brokers.rabbitmq.fastpath import missing_in_pika
 from workerkit.brokers.rabbitmq.publisher import Publisher
 from workerkit.brokers.rabbitmq.unacked import Unacked
 from workerkit.errors import AccessRefused, BrokerError, ConfigurationError, ConnectionFailed, ConnectionLost
@@ -108,6 +111,9 @@ class RabbitmqBroker:
         self._subscription = subscription
         self._queue = self._queues.get(subscription.queue, QueueSettings())
         self._events = events
+        if missing := missing_in_pika():
+            note = "everything goes through pika's documented methods, more slowly"
+            self._log.warning("amqp.short_cuts_off", pika=pika.__version__, missing=missing, note=note)
         await self._consume_again(first=True)
         self._keeper = asyncio.create_task(self._keep_consuming())
         self._keeper.add_done_callback(self._report)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from typing import Any
 
 from workerkit.worker.ports import Delivery
 
@@ -142,7 +141,7 @@ class FrameSplitter:
             pass  # the rest has not arrived
         if deliveries:
             self.frames += 3 * len(deliveries)
-            found.append((shape.channel, deliveries))
+            _append(found, shape.channel, deliveries)
         return offset
 
     def _try_take(self, kind: int, channel: int, frame: bytes, found: list[Batch | bytes]) -> bool:
@@ -212,11 +211,7 @@ class FrameSplitter:
     def _complete(self, channel: int, found: list[Batch | bytes]) -> None:
         partial = self._partial.pop(channel)
         partial.delivery.body = b"".join(partial.chunks)
-        last: Any = found[-1] if found else b""
-        if isinstance(last, tuple) and last[0] == channel:
-            last[1].append(partial.delivery)
-        else:
-            found.append((channel, [partial.delivery]))
+        _append(found, channel, [partial.delivery])
 
     def _read_deliver(self, channel: int, frame: bytes) -> Delivery:
         """consumer-tag shortstr, delivery-tag u64, redelivered bit, exchange shortstr, routing-key shortstr."""
@@ -239,3 +234,11 @@ class FrameSplitter:
         )
         self._shape = _Shape(channel, frame, tag_start, delivery)
         return delivery
+
+
+def _append(found: list[Batch | bytes], channel: int, deliveries: list[Delivery]) -> None:
+    last = found[-1] if found else b""
+    if isinstance(last, tuple) and last[0] == channel:
+        last[1].extend(deliveries)
+    else:
+        found.append((channel, deliveries))
