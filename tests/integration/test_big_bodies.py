@@ -45,7 +45,7 @@ def test_a_connection_that_is_not_read_for_long_stays_alive(project: Project, ra
             def callback(self, message):
                 note(message.message_id[:1])
                 if len(message.message_id) == 1:
-                    time.sleep(7)
+                    time.sleep(13)  # pika looks for signs of life every heartbeat and five seconds
                 message.ack()
     """)
     project.config(f"workers: {{big: {{task: 'workers.task:Big', queue: {queue}, prefetch_count: 100}}}}")

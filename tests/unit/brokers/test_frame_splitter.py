@@ -208,6 +208,31 @@ def test_a_body_frame_cut_off_by_the_read_that_has_a_wrong_end_makes_pika_fail()
         pika.frame.decode_frame(broken)
 
 
+def header_frame(kind: int, size: int, properties: bytes) -> bytes:
+    payload = struct.pack(">HHQ", kind, 0, size) + properties
+    return struct.pack(">BHI", 2, 1, len(payload)) + payload + b"\xce"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["frame by frame", "among messages alike"])
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        (header_frame(60, 0, b"\0\0"), pika.frame.Body(1, b"").marshal()),
+        (header_frame(50, 1, b"\0\0"), pika.frame.Body(1, b"x").marshal()),
+        (header_frame(60, 1, b""), pika.frame.Body(1, b"x").marshal()),
+    ],
+    ids=["a body frame after an empty body", "content of another class", "no property flags"],
+)
+def test_content_that_is_not_as_it_should_be_is_left_to_pika(header: bytes, body: bytes, first: bool) -> None:
+    """pika ends the connection over it, on both ways."""
+    splitter = FrameSplitter()
+    deliver = pika.frame.Method(1, pika.spec.Basic.Deliver("t", 1, False, "", "k")).marshal()
+    if not first:
+        splitter.feed(deliver + header_frame(60, 1, b"\0\0") + pika.frame.Body(1, b"x").marshal())
+    found = splitter.feed(deliver + header + body)
+    assert body in found
+
+
 def test_a_delivery_says_where_it_came_from() -> None:
     """The queue and the channel incarnation, on both ways, so that it can be settled on no other."""
     splitter = FrameSplitter()

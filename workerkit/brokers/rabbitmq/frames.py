@@ -17,12 +17,12 @@ from workerkit.worker.ports import Delivery
 
 _FRAME = struct.Struct(">BHI")
 _TAG_AND_FLAGS = struct.Struct(">QB")
-_HEADER = struct.Struct(">IQ")
+_HEADER = struct.Struct(">HxxQH")  # class, weight (unused), size of the body, flags of the properties
 _BETWEEN = struct.Struct(">4sI")  # the end of the content header frame and the start of the body frame
 
 _METHOD, _CONTENT_HEADER, _BODY = 1, 2, 3
 _BASIC_DELIVER = struct.pack(">HH", 60, 60)
-_BASIC = 60 << 16  # class id and weight in a content header
+_BASIC = 60
 _REDELIVERED = 1
 _END = 0xCE
 _PROTOCOL_HEADER = ord("A")
@@ -55,7 +55,7 @@ class _Shape:
         self.routing_key = delivery.routing_key
         self.head = frame[:tag_start]
         self.middle = frame[flags_end:] + struct.pack(">BH", _CONTENT_HEADER, channel)
-        self.struct = struct.Struct(f">{len(self.head)}sQB{len(self.middle)}sIIQ")
+        self.struct = struct.Struct(f">{len(self.head)}sQB{len(self.middle)}sIHxxQ")
 
 
 class FrameSplitter:
@@ -160,7 +160,9 @@ class FrameSplitter:
         elif partial is None:
             return False
         elif kind == _CONTENT_HEADER and partial.missing < 0:
-            _, partial.missing = _HEADER.unpack_from(frame, 7)
+            kind_of_content, partial.missing, _ = _HEADER.unpack_from(memoryview(frame)[:-1], 7)
+            if kind_of_content != _BASIC:
+                return False
             partial.delivery.raw_properties = frame[19:-1]
             if partial.missing == 0:
                 self._complete(channel, found)
