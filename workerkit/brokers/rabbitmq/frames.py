@@ -17,12 +17,13 @@ from workerkit.worker.ports import Delivery
 
 _FRAME = struct.Struct(">BHI")
 _TAG_AND_FLAGS = struct.Struct(">QB")
-_HEADER = struct.Struct(">HxxQH")  # class, weight (unused), size of the body, flags of the properties
+_HEADER = struct.Struct(">QH")  # size of the body, flags of the properties
 _BETWEEN = struct.Struct(">4sI")  # the end of the content header frame and the start of the body frame
 
 _METHOD, _CONTENT_HEADER, _BODY = 1, 2, 3
 _BASIC_DELIVER = struct.pack(">HH", 60, 60)
 _BASIC = 60
+_BASIC_CLASS = struct.pack(">H", _BASIC)
 _REDELIVERED = 1
 _END = 0xCE
 _PROTOCOL_HEADER = ord("A")
@@ -159,10 +160,8 @@ class FrameSplitter:
             self._partial[channel] = _Partial(self._read_deliver(channel, frame))
         elif partial is None:
             return False
-        elif kind == _CONTENT_HEADER and partial.missing < 0:
-            kind_of_content, partial.missing, _ = _HEADER.unpack_from(memoryview(frame)[:-1], 7)
-            if kind_of_content != _BASIC:
-                return False
+        elif kind == _CONTENT_HEADER and partial.missing < 0 and frame[7:9] == _BASIC_CLASS:
+            partial.missing, _ = _HEADER.unpack_from(memoryview(frame)[:-1], 11)
             partial.delivery.raw_properties = frame[19:-1]
             if partial.missing == 0:
                 self._complete(channel, found)
