@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-SECONDS = 1.6
+SECONDS = 1.3
 """How long a run should consume."""
 
 
