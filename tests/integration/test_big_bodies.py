@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.rabbit import Rabbit
-from support.workers import Project
+from support.workers import Project, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -38,8 +38,8 @@ def test_a_prefetch_window_of_big_bodies_is_not_read_into_memory_at_once(
     assert rabbit.ready(queue) == 0
 
 
-def test_a_connection_that_is_not_read_for_long_stays_alive(project: Project, rabbit: Rabbit, queue: str) -> None:
-    """A callback of several heartbeats, and more behind it than is read: neither side takes the other for dead."""
+def test_a_connection_with_a_backlog_stays_alive(project: Project, rabbit: Rabbit, queue: str) -> None:
+    """A callback of several heartbeats, and more behind it than it takes: neither side takes the other for dead."""
     project.task("""
         class Big(WorkerTask):
             def callback(self, message):
@@ -59,3 +59,23 @@ def test_a_connection_that_is_not_read_for_long_stays_alive(project: Project, ra
     assert worker.events("conn.lost") == []
     assert worker.stop() == 0
     assert len(project.ledger) == 41
+
+
+def test_a_stop_does_not_wait_for_a_backlog(project: Project, rabbit: Rabbit, queue: str) -> None:
+    """What is still on its way goes back unread by the task and uncounted, and what was done stays done."""
+    project.task("""
+        class Big(WorkerTask):
+            def callback(self, message):
+                time.sleep(0.01)
+                message.ack()
+                note(message.message_id[:3])
+    """)
+    project.config(f"workers: {{big: {{task: 'workers.task:Big', queue: {queue}, prefetch_count: 200}}}}")
+    rabbit.declare(queue, queue_type="quorum")
+    rabbit.publish(queue, *(b"%03d" % n + b"x" * 1_000_000 for n in range(150)))
+    worker = project.start("big")
+    worker.wait_for("message.settled", count=20, outcome="acked")
+    assert worker.stop() == 0
+    done = len(project.ledger)
+    assert done < 150
+    eventually(lambda: rabbit.ready(queue) == 150 - done, "exactly what was not done is ready again")

@@ -23,8 +23,8 @@ _STACKS_DEADLINE = 0.5
 _CONGESTED, _CLEAR = 4 * 1024 * 1024, 1024 * 1024
 """Unsent bytes from which on it is better to read nothing more, and from which on it is not.
 
-A prefetch window of big bodies is not read all at once: memory that is touched for the first time costs a page fault
-per 4 KiB, which was measured to double the cost of a 1 MB message.
+A prefetch window of big bodies is not read faster than short callbacks work it off: memory that is touched for the
+first time costs a page fault per 4 KiB, which was measured to double the cost of a 1 MB message.
 """
 _MAX_LINE = 16 * 1024
 _CRASH_TEXT_LIMIT = 64 * 1024

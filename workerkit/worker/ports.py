@@ -72,7 +72,7 @@ class Broker(Protocol):
         """Take messages again."""
 
     def hold(self, hold: bool) -> None:
-        """Leave what has been sent to us in the network for now, or go on reading. Nothing is lost by either."""
+        """Leave what has been sent to us in the network for a moment, or go on reading."""
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge finished messages, in as few frames as are true."""

@@ -116,7 +116,7 @@ class Connection:
         return ServerVersion.parse(str(properties.get("product", "")), str(properties.get("version", "")))
 
     def hold(self, hold: bool) -> None:
-        """Read nothing for now, or go on. Heartbeats are still noticed: a little is read several times a second."""
+        """Read nothing for a moment, or go on."""
         self._pika.hold(hold)
 
     async def channel(self) -> Channel:

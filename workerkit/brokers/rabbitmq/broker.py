@@ -96,6 +96,7 @@ class RabbitmqBroker:
         self._probe: Channel | None = None
         self._served = False
         self._used = False  # the present channel has had deliveries
+        self._backlog = False  # more was sent to us lately than was read at once
         self._stalled_checks = 0
         self._native = False
         self._limited = False  # returns are limited by the broker, and nobody else counts them
@@ -183,7 +184,7 @@ class RabbitmqBroker:
         """Make it the channel that consumes: the one incarnation whose tags can be settled."""
         self._number += 1
         self._unacked = Unacked()
-        self._used = self._served = False
+        self._used = self._served = self._backlog = False
         self._stalled_checks = 0
         self._channel = channel
         channel.on_cancel(lambda: self._lose(channel, "the broker cancelled the consumer; was the queue deleted?"))
@@ -208,6 +209,9 @@ class RabbitmqBroker:
         channel, connection = self._channel, self._connection
         if channel is None or connection is None:
             return
+        if self._backlog:
+            self._backlog = False
+            return  # we are served, more than we can take; an answer would come behind all of that, too late
         try:
             if self._probe is None or not self._probe.is_open:
                 self._probe = await connection.channel()
@@ -292,6 +296,7 @@ class RabbitmqBroker:
     async def pause(self) -> None:
         """Cancel the subscription; what was delivered stays ours."""
         self._paused = True
+        self.hold(False)  # the broker's answer comes behind all that it has sent
         tag, self._tag = self._tag, ""  # cancelling twice would wait for an answer that never comes
         if self._channel is not None and tag:
             with contextlib.suppress(BrokerError):
@@ -305,8 +310,9 @@ class RabbitmqBroker:
                 await self._subscribe(self._channel)
 
     def hold(self, hold: bool) -> None:
-        """See the port. A connection that is opened meanwhile is not held."""
-        if self._connection is not None:
+        """See the port. Not in a pause: what is still sent to us then goes back at once."""
+        if self._connection is not None and not (hold and self._paused):
+            self._backlog = self._backlog or hold
             self._connection.hold(hold)
 
     # ---- settling

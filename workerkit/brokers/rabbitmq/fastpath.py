@@ -29,9 +29,9 @@ from workerkit.worker.ports import Delivery
 RECEIVE_SIZE = 128 * 1024
 """Bytes per receive call; pika's own 4 KiB costs a system call every twenty small messages."""
 
-_HOLD = 0.2
-"""Seconds for which nothing is read at a stretch. The broker's heartbeats, and methods such as a cancel, come the same
-way as deliveries; and RabbitMQ closes a connection to which it can send nothing for 15 s."""
+_LONGEST_HOLD = 0.2
+"""Seconds for which nothing is read at a stretch: the broker's heartbeats, its answers, and methods such as a cancel
+come the same way as deliveries."""
 
 OnDeliveries = Callable[[list[Delivery]], None]
 
@@ -126,22 +126,17 @@ class FastConnection(AsyncioConnection):  # type: ignore[misc] # untyped library
         self._adapter_emit_data(data)
 
     def hold(self, hold: bool) -> None:
-        """Do not read, or do; while held, read once in a while all the same."""
+        """Do not read for a moment, or go on."""
         if self._socket is None or self._socket.fileno() < 0 or hold == (self._held is not None):
             return
         loop = asyncio.get_running_loop()
         if self._held is None:
             loop.remove_reader(self._socket.fileno())
-            self._held = loop.call_later(_HOLD, self._read_a_little)
+            self._held = loop.call_later(_LONGEST_HOLD, self.hold, False)
         else:
             self._held.cancel()
             self._held = None
             loop.add_reader(self._socket.fileno(), self._transport._on_socket_readable)  # noqa: SLF001
-
-    def _read_a_little(self) -> None:
-        if self._socket is not None and self._socket.fileno() >= 0:
-            self._held = asyncio.get_running_loop().call_later(_HOLD, self._read_a_little)
-            self._transport._on_socket_readable()  # noqa: SLF001
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = RECEIVE_SIZE  # noqa: SLF001 - pika has no setting for it
