@@ -160,7 +160,7 @@ def _check_empty(channel: pika.channel.Channel) -> None:
         if time.monotonic() > deadline:
             raise RunFailed("the client has ended, and is still registered as a consumer")
         time.sleep(0.02)
-    time.sleep(0.1)
+    time.sleep(0.1)  # a queue counts what it got back as ready a moment after it has lost the consumer
     if left := loader.ready_count(channel, _QUEUE):
         raise RunFailed(f"{left} messages were not acknowledged")
 

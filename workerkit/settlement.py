@@ -56,10 +56,6 @@ class Reason(StrEnum):
     OOM = "oom"
 
 
-DEATHS = frozenset({Reason.TIMEOUT, Reason.MEMORY, Reason.EXIT, Reason.SIGNAL, Reason.OOM})
-"""The reasons that end an executor; for each of them ``WorkerTask.shutdown`` runs."""
-
-
 @dataclass(frozen=True, slots=True)
 class Cause:
     """Why an attempt failed, in the terms of whoever has to find out.

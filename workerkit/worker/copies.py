@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from datetime import UTC, datetime
 from typing import Any
 
 from workerkit.message import ATTEMPT_HEADER, EXCHANGE_HEADER, ROUTING_KEY_HEADER
 from workerkit.properties import decode_headers, rewrite
 from workerkit.settlement import Cause
 from workerkit.worker.ports import Delivery
+from workerkit.worker.timestamps import timestamp
 
 PREFIX = "workerkit-"
 _ATTEMPT = ATTEMPT_HEADER.encode()
@@ -84,7 +84,7 @@ def dead_letter(delivery: Delivery, cause: Cause, worker: str) -> bytes:
         "workerkit-host": socket.gethostname(),
         "workerkit-pid": os.getpid(),
         FIRST_FAILED_HEADER: _first_failed(known),
-        "workerkit-failed-at": _now(),
+        "workerkit-failed-at": timestamp(),
         **_provenance(delivery, known),
     }
     if cause.exception:
@@ -107,7 +107,7 @@ def replayed(raw_properties: bytes) -> bytes:
         drop=lambda name: (
             _is_not_for_copies(name) or (name.startswith(PREFIX) and name not in (EXCHANGE_HEADER, ROUTING_KEY_HEADER))
         ),
-        add={"workerkit-replayed-at": _now()},
+        add={"workerkit-replayed-at": timestamp()},
         without=_WITHOUT,
     )
 
@@ -170,8 +170,4 @@ def _provenance(delivery: Delivery, known: dict[str, Any]) -> dict[str, str | in
 
 
 def _first_failed(known: dict[str, Any]) -> str:
-    return str(known.get(FIRST_FAILED_HEADER) or _now())[:_NAME_LIMIT]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return str(known.get(FIRST_FAILED_HEADER) or timestamp())[:_NAME_LIMIT]

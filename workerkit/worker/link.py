@@ -29,8 +29,9 @@ from workerkit.worker.ports import Delivery
 _FRAME = struct.Struct("<IB")
 _DELIVERY = struct.Struct("<QIBHHI")
 _SETTLED = struct.Struct("<QQB")
-_DELIVER_FRAME = struct.Struct("<IBQIBHHI")
-_SETTLED_FRAME = struct.Struct("<IBQQB")
+# With the head of their frame before them: one call instead of two for what is packed per message.
+_DELIVER_FRAME = struct.Struct(_FRAME.format + _DELIVERY.format[1:])
+_SETTLED_FRAME = struct.Struct(_FRAME.format + _SETTLED.format[1:])
 
 READ_SIZE = 256 * 1024
 _BIG_BODY = 32 * 1024

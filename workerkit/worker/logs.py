@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,6 +26,7 @@ if not _had_rich:
     del sys.modules["rich"]
 
 from workerkit.worker.sink import LineSink  # noqa: E402
+from workerkit.worker.timestamps import timestamp  # noqa: E402
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
@@ -48,11 +48,6 @@ class _Lines:
         self._write(line)
 
     debug = info = warning = warn = error = critical = exception = fatal = log = msg
-
-
-def timestamp() -> str:
-    """Now, as ISO 8601 in UTC with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:

@@ -3,9 +3,10 @@
 import pytest
 
 from workerkit import Cause, Reason
-from workerkit.settlement import DEATHS
 from workerkit.worker.child import Exit
 from workerkit.worker.deaths import classify, timed_out
+
+DEATHS = {Reason.TIMEOUT, Reason.MEMORY, Reason.EXIT, Reason.SIGNAL, Reason.OOM}
 
 
 @pytest.mark.parametrize(
