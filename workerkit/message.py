@@ -6,13 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from workerkit import headers
 from workerkit.errors import AlreadySettled
 from workerkit.properties import Properties, decode, decode_headers
 from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason, Verb, check_delay
-
-ATTEMPT_HEADER = "workerkit-attempt"
-EXCHANGE_HEADER = "workerkit-exchange"
-ROUTING_KEY_HEADER = "workerkit-routing-key"
 
 
 @dataclass(slots=True)
@@ -117,12 +114,12 @@ class MessageAdapter:
     @property
     def exchange(self) -> str:
         """The exchange it was first published to; a retry does not change it."""
-        return str(self.headers.get(EXCHANGE_HEADER, self._incoming.exchange))
+        return str(self.headers.get(headers.EXCHANGE, self._incoming.exchange))
 
     @property
     def routing_key(self) -> str:
         """The routing key it was first published with; a retry does not change it."""
-        return str(self.headers.get(ROUTING_KEY_HEADER, self._incoming.routing_key))
+        return str(self.headers.get(headers.ROUTING_KEY, self._incoming.routing_key))
 
     @property
     def redelivered(self) -> bool:
@@ -153,7 +150,7 @@ class MessageAdapter:
 
     def nack(self) -> None:
         """This attempt failed: tried again by the retry policy, then kept as a dead letter."""
-        self.settle(Outcome(Verb.NACK, cause=self._blame or Cause(Reason.REJECTED, "nack() was called")))
+        self.settle(Outcome(Verb.NACK, cause=self._blame or Cause(Reason.NACKED, "nack() was called")))
 
     def retry(self, delay: float | None = None) -> None:
         """As ``nack``, coming back after ``delay`` seconds; None takes the delay from the retry policy.
@@ -162,7 +159,7 @@ class MessageAdapter:
             ValueError: the delay is negative or more than 49 days.
         """
         delay = None if delay is None else check_delay(delay)
-        cause = self._blame or Cause(Reason.REJECTED, "retry() was called")
+        cause = self._blame or Cause(Reason.NACKED, "retry() was called")
         self.settle(Outcome(Verb.RETRY, delay=delay, cause=cause))
 
     def reject(self, reason: str) -> None:

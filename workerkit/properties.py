@@ -120,6 +120,17 @@ def decode_headers(raw: bytes) -> dict[str, Any]:
     return {}
 
 
+def header_number(raw: bytes, name: str) -> int:
+    """A header that is a count; 0 when it is absent, or holds anything else. Costs next to nothing when it is absent."""
+    if name.encode() not in raw:
+        return 0
+    try:
+        value = decode_headers(raw).get(name, 0)
+    except ValueError:
+        return 0
+    return value if type(value) is int and 0 < value < 2**31 else 0
+
+
 def decode_ids(raw: bytes) -> tuple[str | None, str | None]:
     """Read message_id and correlation_id alone: every log line about a message names them.
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workerkit import headers
+from workerkit.message import Incoming
+from workerkit.properties import header_number
 from workerkit.settlement import (
+    ACKNOWLEDGE,
     Acknowledge,
     Cause,
     DeadLetter,
@@ -16,6 +20,9 @@ from workerkit.settlement import (
     Verb,
     check_delay,
 )
+
+LONGEST_RELEASE = 64.0
+"""Seconds that a message waits, at most, which is released again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +50,37 @@ class RetryPolicy:
         return self.delays[min(attempt, len(self.delays)) - 1]
 
 
-def decide(outcome: Outcome, attempt: int, policy: RetryPolicy) -> Settlement:
-    """Turn what was decided about attempt number ``attempt`` into what the broker is told.
+def decide(outcome: Outcome, message: Incoming, policy: RetryPolicy, *, alone: bool = False) -> Settlement:
+    """Turn what was decided about one attempt into what the broker is told.
 
     The only place that knows when the attempts are used up.
+
+    Args:
+        outcome: what the task said, or what befell it.
+        message: the delivery that it was said of.
+        policy: how often and how long apart failing messages are tried.
+        alone: it died while it ran alone in its process, and must do so from now on.
     """
     if outcome.verb is Verb.ACK:
-        return Acknowledge()
+        return Acknowledge(outcome.publish) if outcome.publish else ACKNOWLEDGE
     if outcome.verb is Verb.RELEASE:
-        return Release()
-    cause = outcome.cause or Cause(Reason.REJECTED, "nack() was called")
+        return _release(message)
+    cause = outcome.cause or Cause(Reason.NACKED, "nack() was called")
     # A body that cannot be decoded will not be decodable later: retrying what can never succeed only hides it.
-    if outcome.verb is Verb.REJECT or cause.reason is Reason.UNDECODABLE or attempt >= policy.max_attempts:
+    if outcome.verb is Verb.REJECT or cause.reason is Reason.UNDECODABLE or message.attempt >= policy.max_attempts:
         return DeadLetter(cause)
-    if outcome.delay is not None:
-        return RetryLater(outcome.delay, attempt + 1, explicit=True)
-    return RetryLater(policy.delay(attempt), attempt + 1, explicit=False)
+    explicit = outcome.delay is not None
+    delay = policy.delay(message.attempt) if outcome.delay is None else outcome.delay
+    return RetryLater(delay, message.attempt + 1, explicit, cause, alone)
+
+
+def _release(message: Incoming) -> Release:
+    """The first time at once. What may have been released before waits longer each time: nobody can use it now, and
+    a worker that does nothing but put it back would keep itself and the broker busy.
+
+    ``redelivered`` is only a hint, but when it is false nobody has had this message before.
+    """
+    before = header_number(message.raw_properties, headers.RELEASES)
+    if before == 0 and not message.redelivered:
+        return Release(releases=1)
+    return Release(min(2.0**before, LONGEST_RELEASE), before + 1)

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workerkit.outgoing import Outgoing
 
 MAX_DELAY = 49 * 86_400.0
 """Seconds. RabbitMQ refuses a TTL that does not fit 32 bits of milliseconds, which is 49.7 days."""
@@ -54,6 +58,8 @@ class Reason(StrEnum):
     EXIT = "exit"
     SIGNAL = "signal"
     OOM = "oom"
+    NACKED = "nacked"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +99,13 @@ class Outcome:
         verb: what was decided.
         delay: seconds until the next attempt, for RETRY; None takes it from the policy.
         cause: why, for everything but ACK and RELEASE.
+        publish: what is published with an ACK.
     """
 
     verb: Verb
     delay: float | None = None
     cause: Cause | None = None
+    publish: tuple[Outgoing, ...] = ()
 
 
 ACK = Outcome(Verb.ACK)
@@ -106,17 +114,28 @@ RELEASE = Outcome(Verb.RELEASE)
 
 @dataclass(frozen=True, slots=True)
 class Acknowledge:
-    """Tell the broker that the message is done."""
+    """Tell the broker that the message is done, once it has confirmed what is published with that."""
+
+    publish: tuple[Outgoing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """Bring the message back as attempt number ``attempt`` after ``delay`` seconds."""
+    """Bring the message back.
+
+    Attributes:
+        delay: seconds until it does.
+        attempt: the number of the attempt that it comes back as.
+        explicit: the delay was asked for by the task, not taken from the policy.
+        cause: why the attempt before failed.
+        alone: its next attempt must not share a process with another one: it has killed one when it ran alone.
+    """
 
     delay: float
     attempt: int
     explicit: bool
-    """The delay was asked for by the task, not taken from the policy."""
+    cause: Cause
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +147,18 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the message back; not an attempt."""
+    """Give the message back; not an attempt.
+
+    Attributes:
+        delay: seconds until it may be delivered again; 0 puts it back where it was.
+        releases: how often the task has released it, this time included; 0 when nobody has started it.
+    """
+
+    delay: float = 0.0
+    releases: int = 0
 
 
 Settlement = Acknowledge | RetryLater | DeadLetter | Release
+
+ACKNOWLEDGE = Acknowledge()
+HAND_BACK = Release()

@@ -10,7 +10,7 @@ from workerkit.message import ATTEMPT_HEADER, EXCHANGE_HEADER, ROUTING_KEY_HEADE
 from workerkit.properties import decode_headers, rewrite
 from workerkit.settlement import Cause
 from workerkit.worker.ports import Delivery
-from workerkit.worker.timestamps import timestamp
+from workerkit.timestamps import timestamp
 
 PREFIX = "workerkit-"
 _ATTEMPT = ATTEMPT_HEADER.encode()

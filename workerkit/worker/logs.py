@@ -26,7 +26,7 @@ if not _had_rich:
     del sys.modules["rich"]
 
 from workerkit.worker.sink import LineSink  # noqa: E402
-from workerkit.worker.timestamps import timestamp  # noqa: E402
+from workerkit.timestamps import timestamp  # noqa: E402
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger

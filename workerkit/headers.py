@@ -1,0 +1,30 @@
+"""The names of the headers that workerkit writes. None begins with ``x-``: those are brokers' own."""
+
+from __future__ import annotations
+
+PREFIX = "workerkit-"
+
+ATTEMPT = "workerkit-attempt"
+EXCHANGE = "workerkit-exchange"
+ROUTING_KEY = "workerkit-routing-key"
+FIRST_FAILED_AT = "workerkit-first-failed-at"
+ALONE = "workerkit-alone"
+"""On a copy of a message that killed a process in which it ran alone: its next attempts run alone from the start."""
+RELEASES = "workerkit-releases"
+"""How often the task has put it back."""
+LOSSES = "workerkit-losses"
+"""How often it had lost its whole worker when this copy was made."""
+
+REASON = "workerkit-reason"
+MESSAGE = "workerkit-message"
+EXCEPTION = "workerkit-exception"
+TRACEBACK = "workerkit-traceback"
+EXIT_CODE = "workerkit-exit-code"
+SIGNAL = "workerkit-signal"
+QUEUE = "workerkit-queue"
+WORKER = "workerkit-worker"
+HOST = "workerkit-host"
+PID = "workerkit-pid"
+FAILED_AT = "workerkit-failed-at"
+REPLAYED_AT = "workerkit-replayed-at"
+HEADERS_DROPPED = "workerkit-headers-dropped"
