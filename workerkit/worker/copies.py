@@ -9,8 +9,8 @@ from typing import Any
 from workerkit.message import ATTEMPT_HEADER, EXCHANGE_HEADER, ROUTING_KEY_HEADER
 from workerkit.properties import decode_headers, rewrite
 from workerkit.settlement import Cause
-from workerkit.worker.ports import Delivery
 from workerkit.timestamps import timestamp
+from workerkit.worker.ports import Delivery
 
 PREFIX = "workerkit-"
 _ATTEMPT = ATTEMPT_HEADER.encode()
