@@ -23,7 +23,7 @@ from bench.clients import PEERS, Client
 from bench.scenes import Scene
 from workerkit.settings.model import QueueSettings, RetrySettings
 from workerkit.testing.rabbitmq import PrivateRabbitmq
-from workerkit.topology import derive
+from workerkit.brokers.rabbitmq.topology import derive
 
 _QUEUE = "bench"
 _SETPRIV = "/usr/bin/setpriv"  # so that a client does not outlive the benchmark

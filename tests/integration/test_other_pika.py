@@ -12,7 +12,7 @@ from workerkit.brokers.rabbitmq import amqp, fastpath
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.properties import Properties, decode
 from workerkit.testing.rabbitmq import PrivateRabbitmq
-from workerkit.worker.ports import Delivery
+from workerkit.ports import Delivery
 
 pytestmark = pytest.mark.integration
 

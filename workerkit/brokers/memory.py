@@ -15,7 +15,7 @@ from workerkit.payload import body_decoder
 from workerkit.properties import Properties, decode, decode_headers
 from workerkit.retry import RetryPolicy, decide
 from workerkit.settlement import Acknowledge, Cause, DeadLetter, Outcome, Reason, Release, RetryLater
-from workerkit.topology import dead_queue_name
+from workerkit.envelope import dead_queue_name
 from workerkit.worker import copies
 from workerkit.worker.ports import Delivery
 

@@ -12,8 +12,8 @@ from workerkit.errors import QueueNotFound, TopologyMismatch
 
 if TYPE_CHECKING:
     from workerkit.brokers.rabbitmq.amqp import QueueState
+    from workerkit.brokers.rabbitmq.topology import Queue, Topology
     from workerkit.settings import Settings
-    from workerkit.topology import Queue, Topology
 
 
 @click.group()

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 
 from workerkit.brokers.rabbitmq.amqp import Connection, QueueState
 from workerkit.brokers.rabbitmq.broker import connect
+from workerkit.brokers.rabbitmq.topology import Topology, derive
 from workerkit.brokers.rabbitmq.versions import ServerVersion
+from workerkit.envelope import DEAD_SUFFIX
 from workerkit.errors import QueueNotFound
 from workerkit.retry import RetryPolicy
 from workerkit.settings.model import BrokerSettings, QueueSettings, Settings
-from workerkit.topology import Topology, derive
 
 
 async def connect_for(settings: BrokerSettings, command: str) -> Connection:
@@ -89,4 +90,4 @@ def topology_of(settings: Settings, queue: str, version: ServerVersion) -> Topol
 
 
 def _main_queue(name: str) -> str:
-    return name.removesuffix(".dead").partition(".retry.")[0]
+    return name.removesuffix(DEAD_SUFFIX).partition(".retry.")[0]

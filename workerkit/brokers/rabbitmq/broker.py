@@ -16,11 +16,11 @@ from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.declare import check, declare
 from workerkit.brokers.rabbitmq.fastpath import missing_in_pika
 from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.topology import Queue, dead_queue_name, derive, explicit_retry_queue, retry_queue
 from workerkit.brokers.rabbitmq.unacked import Unacked
 from workerkit.errors import AccessRefused, BrokerError, ConfigurationError, ConnectionFailed, ConnectionLost
 from workerkit.settings.model import BrokerSettings, ExchangeSettings, QueueSettings
 from workerkit.settlement import Cause, RetryLater
-from workerkit.topology import Queue, dead_queue_name, derive, explicit_retry_queue, retry_queue
 from workerkit.worker import copies
 from workerkit.worker.ports import BrokerEvents, Delivery, Subscription
 

@@ -24,7 +24,7 @@ from pika.adapters.utils import io_services_utils
 from pika.connection import Connection
 
 from workerkit.brokers.rabbitmq.frames import FrameSplitter
-from workerkit.worker.ports import Delivery
+from workerkit.ports import Delivery
 
 RECEIVE_SIZE = 128 * 1024
 """Bytes per receive call; pika's own 4 KiB costs a system call every twenty small messages."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from workerkit.worker.ports import Delivery
+from workerkit.ports import Delivery
 
 _FRAME = struct.Struct(">BHI")
 _TAG_AND_FLAGS = struct.Struct(">QB")

@@ -2,9 +2,9 @@
 
 import pytest
 
+from workerkit.brokers.rabbitmq.topology import derive, explicit_retry_queue, retry_queue, retry_queue_name
 from workerkit.settings import BindingSettings, DelayedRetrySettings, Duration, ExchangeSettings, QueueSettings
 from workerkit.settlement import MAX_DELAY
-from workerkit.topology import derive, explicit_retry_queue, retry_queue, retry_queue_name
 
 TTL_LIMIT = 2**32 - 1
 
