@@ -237,6 +237,8 @@ class Consumer:
         """An executor is ready for messages."""
         if not self._resolved.done():
             self._resolved.set_result(resolved)
+        elif self._resolved.cancelled():
+            return  # a stop came first; nobody waits for what the task wants
         elif not resolved.same_as(self._resolved.result()):
             self._log.warning("worker.changed", note="the task's settings are other ones now; restarting")
             self.exit_code = ExitCode.TEMPORARY
