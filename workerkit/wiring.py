@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +17,27 @@ from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.errors import ConfigurationError, ExitCode, WorkerkitError
 from workerkit.settings import LoadedSettings, Size, redact_text
 from workerkit.worker import logs
-from workerkit.worker.child import Events, Executor, InlineExecutor, ProcessExecutor
+from workerkit.worker.child import Child, ChildEvents, InlineChild, ProcessChild
 from workerkit.worker.consumer import Consumer, Options
 from workerkit.worker.executor import Executor as InlineLoop
-from workerkit.worker.link import Page
 from workerkit.worker.loading import Spec
+from workerkit.worker.orphans import Orphans
+from workerkit.worker.page import Page
+from workerkit.worker.signals import Signals
 from workerkit.worker.sink import ensure_standard_descriptors
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+MakeConsumer = Callable[[Callable[[ChildEvents], Child]], Consumer]
+"""Makes a consumer, given what starts its executors."""
 STOP_MARGIN = 3.0
 """Seconds by which a worker's own deadline is shorter than Supervisor's ``stopwaitsecs``, to hand back and close."""
 
 _NULLABLE = ("ttl", "callback_timeout", "memory_limit")
 """Settings that an operator can switch off with ``null``, whatever the class says."""
+_ORPHANS_PATIENCE = 1.0
+"""Seconds for what callbacks left behind to be gone; it takes milliseconds where the kernel can end it at all."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -73,7 +79,7 @@ def _plain(value: Any) -> Any:
     return msgspec.to_builtins(value, enc_hook=lambda item: int(item) if isinstance(item, Size) else float(item))
 
 
-def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: bool) -> int:
+def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: bool, signals: Signals) -> int:
     """Run one instance of worker ``name`` until it is asked to stop. Returns the exit code.
 
     Raises:
@@ -87,7 +93,7 @@ def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: 
     options = Options(grace=max(1.0, settings.supervisor.stopwaitsecs - STOP_MARGIN), limit=limit)
     environment = settings.workers[name].environment
 
-    def make_consumer(start_executor: Callable[[Events], Executor]) -> Consumer:
+    def make_consumer(start_child: Callable[[ChildEvents], Child]) -> Consumer:
         broker = RabbitmqBroker(
             settings.broker,
             settings.queues,
@@ -99,7 +105,7 @@ def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: 
             spec,
             options,
             broker=broker,
-            start_executor=start_executor,
+            start_child=start_child,
             log=log.logger,
             write_line=log.write_line,
             write_events=log.write_events,
@@ -110,19 +116,24 @@ def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: 
     try:
         if inline:
             os.environ.update(environment)
-            return _run_inline(make_consumer, log.logger)
-        return asyncio.run(_run(lambda: make_consumer(lambda events: ProcessExecutor(events, environment)), log.logger))
+            return _run_inline(make_consumer, signals, log.logger)
+        return asyncio.run(_run(make_consumer, environment, signals, log.logger))
     finally:
         log.close()
 
 
-async def _run(make_consumer: Callable[[], Consumer], log: FilteringBoundLogger) -> int:
-    consumer = make_consumer()
+async def _run(
+    make_consumer: MakeConsumer, environment: Mapping[str, str], signals: Signals, log: FilteringBoundLogger
+) -> int:
+    orphans = Orphans(log)
+    consumer = make_consumer(lambda events: ProcessChild(events, environment, orphans))
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(partial(_on_loop_error, consumer, log))
-    for number, handler in _handlers(consumer).items():
-        loop.add_signal_handler(number, handler)
-    return await _guarded(consumer, log)
+    signals.tell(loop, {**_handlers(consumer), signal.SIGCHLD: orphans.on_child})
+    try:
+        return await _guarded(consumer, log)
+    finally:
+        await orphans.finish(_ORPHANS_PATIENCE)
 
 
 def _on_loop_error(
@@ -163,31 +174,21 @@ def _stopper(consumer: Consumer, name: str) -> Callable[[], None]:
     return lambda: consumer.stop_by_signal(name)
 
 
-def _run_inline(make_consumer: Callable[[Callable[[Events], Executor]], Consumer], log: FilteringBoundLogger) -> int:
+def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBoundLogger) -> int:
     """The same two halves in one process: the consumer on a thread, the executor here, the same link between them."""
     ours, theirs = socket.socketpair()
     page, page_fd = Page.create()
     executors_page = Page(page_fd)
     os.close(page_fd)
     result: list[int] = []
-    started = threading.Event()
-    shared: dict[str, Any] = {}
 
     async def consume() -> None:
-        consumer = make_consumer(lambda events: InlineExecutor(ours, page, events))
-        shared.update(loop=asyncio.get_running_loop(), handlers=_handlers(consumer))
-        started.set()
+        consumer = make_consumer(lambda events: InlineChild(ours, page, events))
+        signals.tell(asyncio.get_running_loop(), _handlers(consumer))
         result.append(await _guarded(consumer, log))
 
     thread = threading.Thread(target=lambda: asyncio.run(consume()), name="consumer", daemon=True)
     thread.start()
-    started.wait()
-
-    def on_signal(number: int, _frame: object) -> None:
-        shared["loop"].call_soon_threadsafe(shared["handlers"][signal.Signals(number)])
-
-    for number in shared["handlers"]:
-        signal.signal(number, on_signal)
     try:
         with theirs:
             InlineLoop(theirs, executors_page).run()

@@ -20,7 +20,10 @@ def run(context: Context, name: str, limit: int | None, inline: bool) -> int:
              USR2, CONT       pause, resume
              USR1             log every thread's stack and the current message
     """
-    loaded = context.loaded
-    from workerkit.wiring import run_worker
+    from workerkit.worker.signals import Signals
 
-    return run_worker(loaded, name, limit=limit, inline=inline)
+    with Signals() as signals:  # before all that takes time
+        loaded = context.loaded
+        from workerkit.wiring import run_worker
+
+        return run_worker(loaded, name, limit=limit, inline=inline, signals=signals)

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from workerkit.errors import ExitCode
 from workerkit.worker.link import READ_SIZE, Frame, FrameReader
+from workerkit.worker.orphans import MARK, Orphans
 from workerkit.worker.page import Page
 
 _STACKS_DEADLINE = 0.5
@@ -199,11 +200,18 @@ class ProcessChild(Child):
     It is its own process group, so signals for the worker's group (Ctrl-C, Supervisor's ``stopasgroup``) reach only the
     consumer, and what the user's code started can be ended with it.
 
+    Args:
+        events: what its owner is told.
+        environment: variables on top of this process' own.
+        orphans: ends what left its process group, too. None: that is nobody's business.
+
     Raises:
         OSError: no process could be started.
     """
 
-    def __init__(self, events: ChildEvents, environment: Mapping[str, str]) -> None:
+    def __init__(self, events: ChildEvents, environment: Mapping[str, str], orphans: Orphans | None = None) -> None:
+        self._orphans = orphans
+        self._mark = orphans.new_mark() if orphans is not None else ""
         ours, theirs = socket.socketpair()
         page, page_fd = Page.create()
         self._crash_fd = os.memfd_create("workerkit-crash", os.MFD_CLOEXEC)
@@ -217,7 +225,7 @@ class ProcessChild(Child):
                 command,
                 pass_fds=fds,
                 process_group=0,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, MARK: self._mark},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -242,6 +250,8 @@ class ProcessChild(Child):
             os.close(self._crash_fd)
             raise
         self._loop.add_reader(self._pidfd, self._on_death)
+        if orphans is not None:
+            orphans.on_started(self._mark, self.pid)
         self._outputs = [
             _Output(self._loop, pipe.fileno(), name, events)
             for pipe, name in ((self._process.stdout, "stdout"), (self._process.stderr, "stderr"))
@@ -280,6 +290,8 @@ class ProcessChild(Child):
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         returncode = self._process.wait()
+        if self._orphans is not None:
+            self._orphans.on_gone(self._mark)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # some of it may be another user's
             os.killpg(self.pid, signal.SIGKILL)  # what it started must not outlive it
         while self.drain() and self._has_more():
