@@ -115,7 +115,7 @@ class _Cancelled:
     cause: Cause
 
 
-class Life(ChildEvents):
+class Life:
     """One executor.
 
     Args:

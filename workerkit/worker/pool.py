@@ -89,7 +89,7 @@ class Pool:
         self._events = events
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._make_seat = lambda: Seat(spec, start, settler, self, log)
+        self._make_seat: Callable[[], Seat] = lambda: Seat(spec, start, settler, self, log)
         self._seats = [self._make_seat()]
         self._resolved: Resolved | None = None
         self._selector: Selector | None = None
@@ -268,7 +268,8 @@ class Pool:
         life.leave()
 
     def _see_to_memory(self, seat: Seat) -> None:
-        limit, life, now = self._resolved and self._resolved.recycle_memory, seat.life, self._loop.time()
+        limit = None if self._resolved is None else self._resolved.recycle_memory
+        life, now = seat.life, self._loop.time()
         if limit is None or life is None or now - self._memory_seen < _MEMORY_INTERVAL or not self._may_leave(seat):
             return
         self._memory_seen = now
