@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta
+
+from workerkit.declared import DURATION, Count
 from workerkit.settlement import (
+    MAX_DELAY,
     Acknowledge,
     Cause,
     DeadLetter,
@@ -17,18 +22,16 @@ from workerkit.settlement import (
     check_delay,
 )
 
+_Delay = Annotated[float, Meta(ge=0, le=MAX_DELAY, extra={"unit": DURATION})]
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how long apart a failing message is tried.
 
-    Attributes:
-        max_attempts: runs of one message, the first included.
-        delays: seconds after the first, second, … failed attempt; the last one repeats.
-    """
+class RetryPolicy(msgspec.Struct, frozen=True):
+    """How often and how long apart a failing message is tried."""
 
-    max_attempts: int = 5
-    delays: tuple[float, ...] = (5.0, 30.0, 300.0)
+    max_attempts: Count = 5
+    """Runs of one message, the first included."""
+    delays: Annotated[tuple[_Delay, ...], Meta(min_length=1)] = (5.0, 30.0, 300.0)
+    """Delay after the first, second, … failed attempt; the last one repeats."""
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:

@@ -120,9 +120,11 @@ class Consumer:
         if resolved.ttl is not None:
             left = max(0.0, self._started + resolved.ttl - time.monotonic())
             asyncio.get_running_loop().call_later(left, self.stop, "ttl")
-        prefetch = min(resolved.prefetch_count, self._limit_left or resolved.prefetch_count)
-        await self._broker.start(Subscription(self._spec.worker, resolved.queue, prefetch, resolved.delays), self)
-        self._log.info("worker.consuming", queue=resolved.queue, prefetch_count=prefetch)
+        queue = next(iter(resolved.queues))
+        prefetch = 1 if resolved.prefetch_count == "auto" else resolved.prefetch_count
+        prefetch = min(prefetch, self._limit_left or prefetch)
+        await self._broker.start(Subscription(self._spec.worker, queue, prefetch, resolved.delays), self)
+        self._log.info("worker.consuming", queue=queue, prefetch_count=prefetch)
 
     def stop(self, reason: str) -> None:
         """Begin to stop and let the running callback finish."""
