@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from workerkit.log import TaskLogger
@@ -15,11 +17,16 @@ class WorkerTask:
     """One kind of work: subclass it, implement ``callback``, list it in the YAML.
 
     The attributes below are settings. Each can be set as a class attribute, in the YAML, or in ``initialize``; the
-    later of these wins, and the command line wins over all.
+    later of these wins, and the command line wins over all. ``initialize``, ``callback`` and ``shutdown`` may be
+    ``async def``.
     """
 
     queue: str | None = None
     """The queue to consume; ``set_queue`` in ``initialize`` says the same."""
+    queues: Mapping[str, int] = MappingProxyType({})
+    """Several queues with weights, instead of ``queue``."""
+    concurrency: int = 1
+    """Callbacks at once per executor; above 1 needs ``async def callback``."""
     prefetch_count: int = 1
     """Messages the broker hands out ahead of their acknowledgement."""
     ttl: float | None = None
@@ -41,18 +48,19 @@ class WorkerTask:
         self.logger = TaskLogger()
         self.shutdown_helper = ShutdownHelper()
 
-    def initialize(self) -> None:
+    def initialize(self) -> Awaitable[None] | None:
         """Prepare this worker process: called once, before the first message.
 
         Overrides call ``super().initialize()`` first, then set the queue and open what the callback needs.
         """
         self.shutdown_helper.reserve(self.spare_memory_multiplier)
+        return None
 
     def set_queue(self, name: str) -> None:
         """Consume the queue ``name``."""
         self.queue = name
 
-    def callback(self, message: MessageAdapter) -> None:
+    def callback(self, message: MessageAdapter) -> Awaitable[None] | None:
         """Work on one message and settle it, ``message.ack()`` at its end being the usual way.
 
         An exception that leaves the callback is a failed attempt. ``RetryMessage`` and ``RejectMessage`` may be raised
@@ -61,7 +69,7 @@ class WorkerTask:
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement callback(message)")
 
-    def shutdown(self, message: MessageAdapter, cause: Cause) -> None:
+    def shutdown(self, message: MessageAdapter, cause: Cause) -> Awaitable[None] | None:
         """Called once for each message whose callback was ended by the death of its process.
 
         Where the dying interpreter can still run (``SystemExit``, ``MemoryError``, ``KeyboardInterrupt``) it runs
@@ -71,3 +79,4 @@ class WorkerTask:
         self.logger.critical("callback.died", reason=cause.reason.value, cause=cause.message)
         if not message.settled:
             message.nack()
+        return None

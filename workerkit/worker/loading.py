@@ -8,7 +8,7 @@ import resource
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,8 @@ CGROUP_SHARE = 0.9
 
 SETTING_NAMES = (
     "queue",
+    "queues",
+    "concurrency",
     "prefetch_count",
     "ttl",
     "callback_timeout",
@@ -53,7 +55,10 @@ class Resolved(msgspec.Struct, frozen=True):
     """What the executor answers in READY: every setting with the value that counts, and where each came from."""
 
     pid: int
-    queue: str
+    queues: dict[str, int]
+    concurrency: int
+    asynchronous: bool
+    """``callback`` is a coroutine function."""
     prefetch_count: int
     ttl: float | None
     callback_timeout: float | None
@@ -105,8 +110,6 @@ def check_class(cls: type[WorkerTask], where: str) -> None:
     """See that a task can be called. Raises TaskLoadError, whose text starts with ``where``."""
     if cls.callback is WorkerTask.callback:
         raise TaskLoadError(f"{where}: {cls.__name__} does not implement callback(self, message)")
-    if inspect.iscoroutinefunction(cls.callback):
-        raise TaskLoadError(f"{where}: {cls.__name__}.callback is a coroutine; write `def callback(self, message)`")
 
 
 def prepare(spec: Spec, cls: type[WorkerTask], pid: int) -> tuple[WorkerTask, Resolved]:
@@ -116,6 +119,22 @@ def prepare(spec: Spec, cls: type[WorkerTask], pid: int) -> tuple[WorkerTask, Re
         TaskLoadError: a setting has a value that cannot be used.
         Exception: whatever ``initialize`` raises.
     """
+    draft = configure(spec, cls)
+    draft.task.initialize()
+    return draft.task, settle_settings(spec, draft, pid)
+
+
+class Draft(NamedTuple):
+    """A task that is about to be initialized."""
+
+    task: WorkerTask
+    origins: dict[str, str]
+    configured: dict[str, Any]
+    """The value of each setting before ``initialize``."""
+
+
+def configure(spec: Spec, cls: type[WorkerTask]) -> Draft:
+    """Make the task, with what the configuration says. Raises TaskLoadError when the memory limit cannot work."""
     task = cls()
     origins = {
         name: "class" if getattr(cls, name) != getattr(WorkerTask, name) else "default" for name in SETTING_NAMES
@@ -123,15 +142,19 @@ def prepare(spec: Spec, cls: type[WorkerTask], pid: int) -> tuple[WorkerTask, Re
     _apply(task, spec.config, "configuration", origins)
     if not spec.inline:
         _limit_memory(task, spec.worker)
-    before = {name: getattr(task, name) for name in SETTING_NAMES}
-    task.initialize()
+    return Draft(task, origins, {name: getattr(task, name) for name in SETTING_NAMES})
+
+
+def settle_settings(spec: Spec, draft: Draft, pid: int) -> Resolved:
+    """What counts after ``initialize``, the command line included. Raises TaskLoadError when it cannot be used."""
+    task, origins, configured = draft
     for name in SETTING_NAMES:
-        if getattr(task, name) != before[name]:
+        if getattr(task, name) != configured[name]:
             origins[name] = "initialize()"
     _apply(task, spec.overrides, "command line", origins)
-    if not spec.inline and task.memory_limit != before["memory_limit"]:
+    if not spec.inline and task.memory_limit != configured["memory_limit"]:
         _limit_memory(task, spec.worker)
-    return task, _resolve(spec, task, origins, pid)
+    return _resolve(spec, task, origins, pid)
 
 
 def _apply(task: WorkerTask, values: dict[str, Any], origin: str, origins: dict[str, str]) -> None:
@@ -146,7 +169,8 @@ def _apply(task: WorkerTask, values: dict[str, Any], origin: str, origins: dict[
 
 def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) -> Resolved:
     where = f"worker {spec.worker!r}"
-    if not task.queue:
+    queues = task.queues or ({task.queue: 1} if task.queue else {})
+    if not queues:
         raise TaskLoadError(f"{where}: no queue; call self.set_queue(name) in initialize() or set `queue` in the YAML")
     if not isinstance(task.retry, RetryPolicy):
         raise TaskLoadError(f"{where}: retry must be a RetryPolicy, not {task.retry!r}")
@@ -154,7 +178,8 @@ def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) ->
         body_decoder(task.payload_type)
     except TypeError as error:
         raise TaskLoadError(f"{where}: payload_type is nothing that msgspec decodes into: {error}") from None
-    values = {name: getattr(task, name) for name in SETTING_NAMES if name != "retry"}
+    values = {name: getattr(task, name) for name in SETTING_NAMES if name not in ("queue", "retry")}
+    values |= {"queues": queues, "asynchronous": inspect.iscoroutinefunction(task.callback)}
     values |= {"max_attempts": task.retry.max_attempts, "delays": task.retry.delays, "origins": origins, "pid": pid}
     try:
         resolved = msgspec.convert(values, Resolved)
