@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.errors import ConfigurationError, ExitCode, WorkerkitError
 from workerkit.settings import LoadedSettings, redact_text
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker import logs
 from workerkit.worker.child import Events, Executor, InlineExecutor, ProcessExecutor
 from workerkit.worker.consumer import Consumer, Options
 from workerkit.worker.executor import Executor as InlineLoop
 from workerkit.worker.link import Page
-from workerkit.worker.loading import SETTING_NAMES, Spec
+from workerkit.worker.loading import Spec
 from workerkit.worker.sink import ensure_standard_descriptors
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from workerkit.properties import Properties, encode
 from workerkit.retry import RetryPolicy
 from workerkit.settlement import Cause
 from workerkit.task import WorkerTask
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker.execution import execute
-from workerkit.worker.loading import SETTING_NAMES, Resolved, Spec, check_class, prepare
+from workerkit.worker.loading import Resolved, Spec, check_class, prepare
 from workerkit.worker.ports import Delivery
 
 _PERSISTENT = 2
