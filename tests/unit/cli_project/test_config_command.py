@@ -268,4 +268,4 @@ def test_several_queues_of_a_worker_are_shown_with_their_weights(four, invoke, w
     assert rows["workers.open.queues.urgent"] == (20, "class attribute")
     assert rows["workers.open.queues.bulk"] == (5, "class attribute")
     assert rows["workers.open.prefetch_count"] == ("auto", "default")
-    assert json.loads(invoke("config", "check", "--json").stdout)["queues"] == 4
+    assert json.loads(invoke("config", "check", "--json").stdout)["queues"] == 3
