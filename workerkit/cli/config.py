@@ -42,7 +42,7 @@ def show(context: Context, origin: bool, as_json: bool) -> None:
     """Print the resolved configuration as YAML, secrets hidden.
 
     With --origin also what the tasks decide: each is loaded and initialized in a process of its own, without a broker.
-    Later wins: class attributes, YAML and environment, initialize(), command line.
+    Later wins: class attributes, YAML, environment, initialize(), `workerkit run --set`.
     """
     import yaml
 

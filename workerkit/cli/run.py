@@ -36,7 +36,7 @@ def run(context: Context, name: str, limit: int | None, inline: bool, assignment
         from workerkit.wiring import run_worker
 
         try:
-            overrides = parse_overrides(assignments, name)
+            overrides = parse_overrides(assignments, name) if assignments else {}
         except ConfigurationError as error:
             raise click.UsageError(str(error)) from None
         return run_worker(loaded, name, limit=limit, inline=inline, overrides=overrides, signals=signals)

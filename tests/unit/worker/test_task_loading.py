@@ -10,8 +10,9 @@ import pytest
 
 from workerkit import MessageAdapter, RetryPolicy, WorkerTask
 from workerkit.errors import TaskLoadError
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker import loading
-from workerkit.worker.loading import SETTING_NAMES, Spec, load_class, prepare
+from workerkit.worker.loading import Spec, load_class, prepare
 
 _numbers = itertools.count()
 
