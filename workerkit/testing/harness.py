@@ -59,7 +59,7 @@ class WorkerTest(Generic[Task]):
 
     Raises:
         TypeError: there is no such setting.
-        TaskLoadError: a worker would refuse the task, for example because its callback is a coroutine.
+        TaskLoadError: a worker would refuse the task, for example because it has no callback.
         Exception: from entering the ``with`` block, whatever ``initialize`` raises.
     """
 
@@ -95,8 +95,8 @@ class WorkerTest(Generic[Task]):
             self.logs = stack.enter_context(structlog.testing.capture_logs())
             resolved = self._start()
             self._policy = RetryPolicy(resolved.max_attempts, resolved.delays)
-            self._prefetch_count = resolved.prefetch_count
-            self._here = {queue: deque() for queue in (resolved.queue,)}
+            self._prefetch_count = 1 if resolved.prefetch_count == "auto" else resolved.prefetch_count
+            self._here = {queue: deque() for queue in resolved.queues}
             for queue in self._here:
                 self._store.declare(queue)
             stack.callback(self._release_task)
@@ -290,15 +290,15 @@ def _let_the_test_fail(_cause: Cause) -> None:
 
 
 def _spec(cls: type[WorkerTask], settings: Mapping[str, Any]) -> Spec:
-    config = {"queue": cls.queue or "test", **settings}
+    config = settings if cls.queues or "queues" in settings else {"queue": cls.queue or "test", **settings}
     if isinstance(policy := config.get("retry"), RetryPolicy):
-        config["retry"] = {"max_attempts": policy.max_attempts, "delays": policy.delays}
+        config = {**config, "retry": {"max_attempts": policy.max_attempts, "delays": policy.delays}}
     return Spec(
         worker=cls.__name__,
         instance="00",
         task=f"{cls.__module__}:{cls.__qualname__}",
         project_root="",  # nothing is imported
         log_level="debug",
-        config=config,
+        config=dict(config),
         inline=True,  # a memory limit would be the test's own
     )

@@ -88,7 +88,7 @@ class Executor:
         if isinstance(task, ExitCode):
             return task
         self._decode = body_decoder(task.payload_type)
-        self._queue = str(task.queue)
+        self._queue = str(self._keys["queue"])
         while True:
             for kind, data, start, end in frames:
                 if kind == Kind.DELIVER:
@@ -123,7 +123,7 @@ class Executor:
         else:
             if not spec.inline:
                 logs.adopt_stdlib_logging(spec.log_level)
-            self._keys["queue"] = resolved.queue
+            self._keys["queue"] = next(iter(resolved.queues))
             self._send(Kind.READY, pack_json(resolved))
             return task
         return ExitCode.CONFIGURATION
