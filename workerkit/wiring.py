@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from workerkit.brokers.memory.broker import MemoryBroker, store_at
 from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.errors import ConfigurationError, ExitCode, WorkerkitError
-from workerkit.settings import LoadedSettings, redact_text
+from workerkit.ports import Broker
+from workerkit.settings import LoadedSettings, Settings, redact_text
 from workerkit.worker import logs
 from workerkit.worker.child import Child, ChildEvents, InlineChild, ProcessChild
 from workerkit.worker.consumer import Consumer, Options
@@ -67,6 +69,20 @@ def worker_spec(
     )
 
 
+def make_broker(settings: Settings, name: str, log: FilteringBoundLogger) -> Broker:
+    """The adapter that the URL's scheme means.
+
+    Args:
+        settings: ``broker.url``; of several, all have the same scheme.
+        name: of this worker instance, under which a broker lists it.
+        log: for troubles with connections.
+    """
+    url = settings.broker.url if isinstance(settings.broker.url, str) else settings.broker.url[0]
+    if url.startswith("memory:"):
+        return MemoryBroker(store_at(url), settings.queues)
+    return RabbitmqBroker(settings.broker, settings.queues, settings.exchanges, name=name, log=log)
+
+
 def run_worker(
     loaded: LoadedSettings,
     name: str,
@@ -90,17 +106,11 @@ def run_worker(
     environment = settings.workers[name].environment
 
     def make_consumer(start_child: Callable[[ChildEvents], Child]) -> Consumer:
-        broker = RabbitmqBroker(
-            settings.broker,
-            settings.queues,
-            settings.exchanges,
-            name=f"{name}_{spec.instance}@{socket.gethostname()}.{os.getpid()}",
-            log=log.logger,
-        )
+        instance_name = f"{name}_{spec.instance}@{socket.gethostname()}.{os.getpid()}"
         return Consumer(
             spec,
             options,
-            broker=broker,
+            broker=make_broker(settings, instance_name, log.logger),
             start_child=start_child,
             log=log.logger,
             write_line=log.write_line,
@@ -163,6 +173,7 @@ def _handlers(consumer: Consumer) -> dict[signal.Signals, Callable[[], None]]:
         signal.SIGUSR1: consumer.log_stacks,
         signal.SIGUSR2: consumer.pause,
         signal.SIGCONT: consumer.resume,
+        signal.SIGHUP: consumer.reload,
     }
 
 

@@ -30,7 +30,7 @@ _TELL_TIMEOUT = 2.0
 """Seconds a broker gets to confirm that it sends no more; a frozen one must not hold up a stop."""
 _CONFIRM_TIMEOUT = 1.0
 """Seconds past the deadline for retries and dead letters that wait for their confirmation."""
-_CLOSE_TIMEOUT = 2.0
+_CLOSE_TIMEOUT = 1.5
 """Seconds past the deadline for the broker to say that it has every settlement; the worker's own deadline is earlier
 than Supervisor's by more than this and the one before together."""
 _UNHURRIED = 30.0
