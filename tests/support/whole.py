@@ -15,7 +15,6 @@ from workerkit.brokers.memory.broker import MemoryBroker
 from workerkit.brokers.memory.store import MemoryStore
 from workerkit.errors import ExitCode
 from workerkit.outgoing import Outgoing
-from workerkit.ports import Broker
 from workerkit.properties import Properties, encode
 from workerkit.worker.child import ProcessChild
 from workerkit.worker.consumer import Consumer, Options
@@ -30,7 +29,8 @@ class WholeWorker:
     Args:
         root: the project's folder, under which the task's module is found.
         task: ``module:Class``.
-        broker: a store in memory, or any other broker.
+        store: where its queues are.
+        broker: its own, for a test that needs to hold it.
         limit: messages until a planned end.
         grace: seconds that running callbacks have after ``stop``.
         settings: of the worker, by name.
@@ -40,16 +40,17 @@ class WholeWorker:
         self,
         root: Path,
         task: str,
-        broker: MemoryStore | Broker,
+        store: MemoryStore,
+        broker: MemoryBroker | None = None,
         *,
         limit: int | None = None,
         grace: float = 10.0,
         **settings: Any,
     ) -> None:
-        self.store = broker if isinstance(broker, MemoryStore) else MemoryStore()
+        self.store = store
         self.lines: list[dict[str, Any]] = []
         """What it logged, in order, as one would read it on its standard output."""
-        self._broker = MemoryBroker(broker) if isinstance(broker, MemoryStore) else broker
+        self._broker = broker or MemoryBroker(store)
         self._spec = Spec("whole", "00", task, str(root), "debug", config=settings)
         self._options = Options(grace=grace, limit=limit)
         self._changed = asyncio.Event()

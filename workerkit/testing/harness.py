@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -252,7 +252,7 @@ class WorkerTest(Generic[Task]):
         return self._here[queue].popleft()
 
     def _run_callback(self, delivery: Delivery) -> None:
-        message = MessageAdapter(delivery, partial(self._settle, delivery), self._decode_body)
+        message = MessageAdapter(delivery, _Handle(partial(self._settle, delivery)), self._decode_body)
         death = execute(self.task, message, _let_the_test_fail)
         structlog.contextvars.clear_contextvars()
         if death is not None:
@@ -269,6 +269,20 @@ class WorkerTest(Generic[Task]):
         else:
             self._store.settle(delivery, settlement, self._spec.worker)
         del self._unsettled[delivery.tag]
+
+
+class _Handle:
+    """How a message reaches the test's store.
+
+    Args:
+        settle: what a verb does.
+    """
+
+    lost = False
+    """Nothing is lost here."""
+
+    def __init__(self, settle: Callable[[Outcome], None]) -> None:
+        self.settle = settle
 
 
 def _fail_the_test(text: str) -> None:
