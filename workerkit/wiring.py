@@ -19,7 +19,7 @@ from workerkit.settings import LoadedSettings, Settings, redact_text
 from workerkit.worker import logs
 from workerkit.worker.child import Child, ChildEvents, InlineChild, ProcessChild
 from workerkit.worker.consumer import Consumer, Options
-from workerkit.worker.executor import Executor as InlineLoop
+from workerkit.worker.executor import ExecutorProcess
 from workerkit.worker.loading import SETTING_NAMES, Spec
 from workerkit.worker.orphans import Orphans
 from workerkit.worker.page import Page
@@ -198,7 +198,7 @@ def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBou
     thread.start()
     try:
         with theirs:
-            InlineLoop(theirs, executors_page).run()
+            ExecutorProcess(theirs, executors_page).run()
     finally:
         thread.join()
     return result[0] if result else ExitCode.INTERNAL
