@@ -256,12 +256,12 @@ def test_a_wrong_setting_on_the_command_line_is_exit_code_64(four):
 
 def test_several_queues_of_a_worker_are_shown_with_their_weights(four, invoke, write_yaml):
     """Whoever names them; `auto` is what the class leaves open."""
-    write_yaml(YAML.replace("queue: from-yaml", "queues: {a: 2}") + "  open: {task: 'workers.four:Open'}\n")
+    write_yaml(YAML.replace("queue: from-yaml", "queues: {a: 2}") + "  open.two: {task: 'workers.four:Open'}\n")
     with Path("workers/four.py").open("a") as file:
         file.write(OPEN)
     rows = origins(invoke("config", "show", "--origin", "--json"))
     assert rows["workers.four.queue"] == ("from-initialize", "initialize()")
-    assert rows["workers.open.queues.urgent"] == (20, "class attribute")
-    assert rows["workers.open.queues.bulk"] == (5, "class attribute")
-    assert rows["workers.open.prefetch_count"] == ("auto", "default")
+    assert rows["workers.open.two.queues.urgent"] == (20, "class attribute")
+    assert rows["workers.open.two.queues.bulk"] == (5, "class attribute")
+    assert rows["workers.open.two.prefetch_count"] == ("auto", "default")
     assert json.loads(invoke("config", "check", "--json").stdout)["queues"] == 3
