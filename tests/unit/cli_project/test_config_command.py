@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -13,6 +14,7 @@ import yaml
 
 from workerkit.settings import load
 from workerkit.settings.command_line import parse_overrides
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.wiring import worker_spec
 from workerkit.worker import probe
 
@@ -252,6 +254,12 @@ def test_a_wrong_setting_on_the_command_line_is_exit_code_64(four):
     result = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert result.returncode == 64
     assert "--set tll: workers.four: unknown key `tll` (did you mean `ttl`?)" in result.stderr
+
+
+def test_the_help_of_run_names_every_setting(invoke):
+    """One does not look them up elsewhere."""
+    words = re.findall(r"\w+", invoke("run", "--help").stdout)
+    assert set(SETTING_NAMES) <= set(words)
 
 
 def test_several_queues_of_a_worker_are_shown_with_their_weights(four, invoke, write_yaml):
