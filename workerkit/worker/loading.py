@@ -193,7 +193,11 @@ def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) ->
         raise TaskLoadError(f"{where}: payload_type is nothing that msgspec decodes into: {error}") from None
     values = {setting.name: getattr(task, setting.name) for setting in settings_of(ResolvedSettings)}
     values |= {"queues": queues, "max_attempts": task.retry.max_attempts, "delays": task.retry.delays}
-    return msgspec.convert(values | {"pid": pid, "asynchronous": asynchronous, "origins": origins}, Resolved)
+    values |= {"pid": pid, "asynchronous": asynchronous, "origins": origins}
+    try:
+        return msgspec.convert(values, Resolved)
+    except msgspec.ValidationError as error:  # inside of the retry policy
+        raise TaskLoadError(f"{where}: {error}") from None
 
 
 def _limit_memory(task: WorkerTask, worker: str) -> None:
