@@ -113,10 +113,10 @@ def test_a_failing_message_is_retried_after_its_delays_and_then_kept() -> None:
 @pytest.mark.parametrize(
     ("data", "reason", "attempts", "now"),
     [
-        ("nack", Reason.REJECTED, 3, 35.0),
-        ("retry", Reason.REJECTED, 3, 4.0),
+        ("nack", Reason.NACKED, 3, 35.0),
+        ("retry", Reason.NACKED, 3, 4.0),
         ("reject", Reason.REJECTED, 1, 0.0),
-        ("raise retry", Reason.REJECTED, 3, 35.0),
+        ("raise retry", Reason.NACKED, 3, 35.0),
         ("raise reject", Reason.REJECTED, 1, 0.0),
         ("forget", Reason.UNSETTLED, 3, 35.0),
         ("exit", Reason.EXIT, 3, 35.0),
