@@ -5,14 +5,22 @@ from __future__ import annotations
 import click
 
 from workerkit.cli.context import Context, pass_context
+from workerkit.errors import ConfigurationError
 
 
 @click.command()
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option("--inline", is_flag=True, help="One process, for debuggers: consumer and executor on two threads.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of this instance, over all other places: ttl=10s, retry.max_attempts=3. Can be given again.",
+)
 @pass_context
-def run(context: Context, name: str, limit: int | None, inline: bool) -> int:
+def run(context: Context, name: str, limit: int | None, inline: bool, assignments: tuple[str, ...]) -> int:
     """Run one instance of worker NAME until it is told to stop.
 
     \b
@@ -24,6 +32,11 @@ def run(context: Context, name: str, limit: int | None, inline: bool) -> int:
 
     with Signals() as signals:  # before all that takes time
         loaded = context.loaded
+        from workerkit.settings.command_line import parse_overrides
         from workerkit.wiring import run_worker
 
-        return run_worker(loaded, name, limit=limit, inline=inline, signals=signals)
+        try:
+            overrides = parse_overrides(assignments, name) if assignments else {}
+        except ConfigurationError as error:
+            raise click.UsageError(str(error)) from None
+        return run_worker(loaded, name, limit=limit, inline=inline, overrides=overrides, signals=signals)

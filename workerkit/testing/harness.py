@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -26,8 +27,10 @@ from workerkit.properties import Properties, encode, header_number
 from workerkit.retry import RetryPolicy, decide
 from workerkit.settlement import Acknowledge, Cause, Outcome
 from workerkit.task import WorkerTask
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker.execution import execute
-from workerkit.worker.loading import SETTING_NAMES, Resolved, Spec, check_class, prepare
+from workerkit.worker.loading import Resolved, Spec, check_class, prepare
+from workerkit.worker.selection import Selector, Weighted, make_selector
 
 _PERSISTENT = 2
 _VERDICTS_OF_TESTS = ("_pytest", "hypothesis")
@@ -59,7 +62,7 @@ class WorkerTest(Generic[Task]):
 
     Raises:
         TypeError: there is no such setting.
-        TaskLoadError: a worker would refuse the task, for example because its callback is a coroutine.
+        TaskLoadError: a worker would refuse the task, for example because it has no callback.
         Exception: from entering the ``with`` block, whatever ``initialize`` raises.
     """
 
@@ -77,6 +80,7 @@ class WorkerTest(Generic[Task]):
         self._prefetch_count = 1
         self._policy = RetryPolicy()
         self._here: dict[str, deque[Delivery]] = {}
+        self._selector: Selector = Weighted({})
         self._unsettled: dict[int, Delivery] = {}
         self.task: Task
         """The task instance, initialized; another one after each death."""
@@ -95,8 +99,9 @@ class WorkerTest(Generic[Task]):
             self.logs = stack.enter_context(structlog.testing.capture_logs())
             resolved = self._start()
             self._policy = RetryPolicy(resolved.max_attempts, resolved.delays)
-            self._prefetch_count = resolved.prefetch_count
-            self._here = {queue: deque() for queue in (resolved.queue,)}
+            self._prefetch_count = 1 if resolved.prefetch_count == "auto" else resolved.prefetch_count
+            self._here = {queue: deque() for queue in resolved.queues}
+            self._selector = make_selector(resolved.select, resolved.queues, None, _fail_the_test)
             for queue in self._here:
                 self._store.declare(queue)
             stack.callback(self._release_task)
@@ -241,10 +246,14 @@ class WorkerTest(Generic[Task]):
                 here.extend(self._store.receive(queue, self._prefetch_count))
                 self._unsettled |= {delivery.tag: delivery for delivery in here}
         waiting = {queue: len(here) for queue, here in self._here.items() if here}
-        return self._here[next(iter(waiting))].popleft() if waiting else None
+        if not waiting:
+            return None
+        queue = self._selector.choose(waiting, time.monotonic())
+        assert queue is not None, "a selector waits only for what a broker may be sending"
+        return self._here[queue].popleft()
 
     def _run_callback(self, delivery: Delivery) -> None:
-        message = MessageAdapter(delivery, partial(self._settle, delivery), self._decode_body)
+        message = MessageAdapter(delivery, _Handle(partial(self._settle, delivery)), self._decode_body)
         death = execute(self.task, message, _let_the_test_fail)
         structlog.contextvars.clear_contextvars()
         if death is not None:
@@ -261,6 +270,24 @@ class WorkerTest(Generic[Task]):
         else:
             self._store.settle(delivery, settlement, self._spec.worker)
         del self._unsettled[delivery.tag]
+
+
+class _Handle:
+    """How a message reaches the test's store.
+
+    Args:
+        settle: what a verb does.
+    """
+
+    lost = False
+    """Nothing is lost here."""
+
+    def __init__(self, settle: Callable[[Outcome], None]) -> None:
+        self.settle = settle
+
+
+def _fail_the_test(text: str) -> None:
+    raise AssertionError(f"select: {text}")
 
 
 def _record(outgoing: Outgoing) -> Record:
@@ -290,15 +317,15 @@ def _let_the_test_fail(_cause: Cause) -> None:
 
 
 def _spec(cls: type[WorkerTask], settings: Mapping[str, Any]) -> Spec:
-    config = {"queue": cls.queue or "test", **settings}
+    config = settings if cls.queues or "queues" in settings else {"queue": cls.queue or "test", **settings}
     if isinstance(policy := config.get("retry"), RetryPolicy):
-        config["retry"] = {"max_attempts": policy.max_attempts, "delays": policy.delays}
+        config = {**config, "retry": {"max_attempts": policy.max_attempts, "delays": policy.delays}}
     return Spec(
         worker=cls.__name__,
         instance="00",
         task=f"{cls.__module__}:{cls.__qualname__}",
         project_root="",  # nothing is imported
         log_level="debug",
-        config=config,
+        config=dict(config),
         inline=True,  # a memory limit would be the test's own
     )

@@ -30,7 +30,7 @@ _TELL_TIMEOUT = 2.0
 """Seconds a broker gets to confirm that it sends no more; a frozen one must not hold up a stop."""
 _CONFIRM_TIMEOUT = 1.0
 """Seconds past the deadline for retries and dead letters that wait for their confirmation."""
-_CLOSE_TIMEOUT = 2.0
+_CLOSE_TIMEOUT = 1.5
 """Seconds past the deadline for the broker to say that it has every settlement; the worker's own deadline is earlier
 than Supervisor's by more than this and the one before together."""
 _UNHURRIED = 30.0
@@ -76,11 +76,11 @@ class Consumer:
         self._spec = spec
         self._broker = broker
         self._options = options
+        self.on_line = write_line
         self._log = log
         self._started = time.monotonic()
         self._changed = asyncio.Event()
         self._settler = Settler(broker, log, write_events, self._changed.set)
-        self._pool = Pool(spec, start_child, self._settler, self, log)
         self._intake: Intake | None = None
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._limit_left = options.limit
@@ -90,7 +90,7 @@ class Consumer:
         self._deadline: float | None = None
         self._asked_elsewhere = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.on_line = write_line
+        self._pool = Pool(spec, start_child, self._settler, self, log)
         self.on_settled = self._settler.on_settled
         self.on_dropped = self._settler.on_dropped
         self.on_unpublished = self._settler.on_unpublished

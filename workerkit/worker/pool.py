@@ -89,6 +89,9 @@ class Pool:
         self._events = events
         self._log = log
         self._loop = asyncio.get_running_loop()
+        self.on_congested = events.on_congested
+        self.on_line = events.on_line
+        self.ending = False
         self._make_seat: Callable[[], Seat] = lambda: Seat(spec, start, settler, self, log)
         self._seats = [self._make_seat()]
         self._resolved: Resolved | None = None
@@ -100,11 +103,8 @@ class Pool:
         self._moving: asyncio.Task[None] | None = None
         self._outdated: set[Life] = set()
         self._memory_seen = 0.0
-        self.on_congested = events.on_congested
-        self.on_line = events.on_line
         self.ahead: Callable[[], int] = lambda: 1
         """Messages that an executor should have when there are several."""
-        self.ending = False
 
     # ---- what the consumer asks for
 
