@@ -16,7 +16,7 @@ from demonstration.plan import DONE, Message, fates
 from workerkit.brokers.rabbitmq import admin, deadletters
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.settings import Settings
-from workerkit.topology import Topology
+from workerkit.brokers.rabbitmq.topology import Topology
 
 _LONGEST_EXAMPLE = 54
 """Characters; the table fits 80 columns."""

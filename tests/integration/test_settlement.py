@@ -215,6 +215,26 @@ def test_inline_does_the_same_in_one_process(project: Project, rabbit: Rabbit, q
     assert worker.stop() == 0
 
 
+def test_inline_there_is_no_time_limit(project: Project, rabbit: Rabbit, queue: str) -> None:
+    """Whoever debugs takes hours: ``callback_timeout`` ends nothing, and the callback settles its message."""
+    project.task("""
+        class Slow(WorkerTask):
+            def callback(self, message):
+                time.sleep(1.5)
+                message.ack()
+    """)
+    project.config(f"""
+        workers:
+          slow: {{task: "workers.task:Slow", queue: {queue}, callback_timeout: 300ms, retry: {{max_attempts: 1}}}}
+    """)
+    worker = project.start("slow", "--inline")
+    rabbit.publish(queue, 1, 2)
+    worker.wait_for("message.settled", count=2, outcome="acked")
+    assert worker.events("callback.timeout") == []
+    assert worker.stop() == 0
+    assert rabbit.ready(queue) == rabbit.ready(f"{queue}.dead") == 0
+
+
 @pytest.fixture
 def modern(tmp_path: Path, rabbitmq_next: PrivateRabbitmq) -> Iterator[tuple[Project, Rabbit]]:
     """A project on RabbitMQ 4.3."""

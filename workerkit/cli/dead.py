@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workerkit.cli.context import Context, dry_run_option, json_option, pass_context, print_json, yes_option
+from workerkit.envelope import DEAD_SUFFIX, dead_queue_name
 from workerkit.errors import BadData
+from workerkit.headers import TRACEBACK
 
 if TYPE_CHECKING:
     from workerkit.brokers.rabbitmq.amqp import Connection
     from workerkit.brokers.rabbitmq.deadletters import DeadLetter, Matching, Result, Select
     from workerkit.settings import Settings
 
-_SUFFIX = ".dead"
 
 _id_option = click.option("--id", "ids", metavar="ID", multiple=True, help="Only this message id. May be repeated.")
 _reason_option = click.option(
@@ -109,7 +110,7 @@ def replay(
 
     settings = context.loaded.settings
     select = Matching(ids=ids, reasons=reasons, limit=limit)
-    target = target or _dead_queue(queue).removesuffix(_SUFFIX)
+    target = target or _dead_queue(queue).removesuffix(DEAD_SUFFIX)
     if dry_run:
         return _dry_run(settings, queue, select, f"would replay {{}} to {target}")
     return _act(settings, queue, select, "replayed", partial(_replay, settings=settings, target=target))
@@ -265,7 +266,7 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
 
 def _full(letter: DeadLetter) -> dict[str, Any]:
     properties = asdict(letter.properties)
-    headers = {key: value for key, value in properties.pop("headers").items() if key != "workerkit-traceback"}
+    headers = {key: value for key, value in properties.pop("headers").items() if key != TRACEBACK}
     try:
         body = {"body": letter.delivery.body.decode(), "body_encoding": "utf-8"}
     except UnicodeDecodeError:
@@ -334,6 +335,4 @@ def _letters(count: int) -> str:
 
 
 def _dead_queue(queue: str) -> str:
-    from workerkit.topology import dead_queue_name
-
-    return queue if queue.endswith(_SUFFIX) else dead_queue_name(queue)
+    return queue if queue.endswith(DEAD_SUFFIX) else dead_queue_name(queue)

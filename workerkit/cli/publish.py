@@ -19,6 +19,7 @@ import click
 
 from workerkit.cli.context import Context, json_option, pass_context, print_json
 from workerkit.errors import BadData
+from workerkit.headers import PREFIX
 
 if TYPE_CHECKING:
     from workerkit.brokers.rabbitmq.bulk import Outgoing, Published
@@ -79,7 +80,7 @@ def _parse_headers(_context: click.Context, _option: click.Parameter, values: tu
         name, equals, value = written.partition("=")
         if not equals or not name:
             raise click.BadParameter(f"{written!r} is not NAME=VALUE")
-        if name.lower().startswith(("x-", "workerkit-")) or name in ("CC", "BCC"):
+        if name.lower().startswith(("x-", PREFIX)) or name in ("CC", "BCC"):
             raise click.BadParameter(f"{name!r} has a meaning of its own to RabbitMQ or workerkit and cannot be set")
         headers[name] = value
     return headers
@@ -147,7 +148,7 @@ def publish(
 
 def _check(letterhead: _Letterhead, queue: str) -> None:
     """See that the options fit into AMQP before anything is read or connected."""
-    from workerkit.worker.copies import HEADERS_BUDGET
+    from workerkit.brokers.rabbitmq.wire import HEADERS_BUDGET
 
     try:
         _, encoded = letterhead.properties(b"")

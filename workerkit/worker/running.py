@@ -65,6 +65,7 @@ class BlockingRunner:
         uplink = self._uplink
         page = uplink.page
         if page.is_void(slot, seq):
+            page.end(slot, seq)  # its slot is free again
             return None
         now = time.monotonic_ns()
         handle = LinkHandle(uplink, slot, seq, now)

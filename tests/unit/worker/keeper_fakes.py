@@ -30,13 +30,8 @@ from workerkit.worker.ports import Delivery
 
 RESOLVED = Resolved(
     pid=1,
-    queue="jobs",
+    queues={"jobs": 1},
     prefetch_count=10,
-    ttl=None,
-    callback_timeout=None,
-    memory_limit=None,
-    auto_ack=False,
-    spare_memory_multiplier=16,
     max_attempts=5,
     delays=(5.0,),
     origins={},

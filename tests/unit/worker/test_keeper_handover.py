@@ -23,7 +23,7 @@ async def test_messages_wait_until_an_executor_is_ready() -> None:
     stage.executor.ready()
     stage.forward(3)
     assert stage.executor.delivered == [1, 2, 3]
-    assert [resolved.queue for resolved in stage.owner.resolved] == ["jobs"]
+    assert [resolved.queues for resolved in stage.owner.resolved] == [{"jobs": 1}]
 
 
 async def test_what_was_finished_meanwhile_is_acknowledged_together() -> None:

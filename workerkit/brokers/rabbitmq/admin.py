@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from workerkit.brokers.rabbitmq.amqp import Connection, QueueState
-from workerkit.brokers.rabbitmq.broker import connect
+from workerkit.brokers.rabbitmq.connection import connect
+from workerkit.brokers.rabbitmq.topology import Topology, derive
 from workerkit.brokers.rabbitmq.versions import ServerVersion
+from workerkit.envelope import DEAD_SUFFIX
 from workerkit.errors import QueueNotFound
 from workerkit.retry import RetryPolicy
-from workerkit.settings.model import BrokerSettings, QueueSettings, Settings
-from workerkit.topology import Topology, derive
+from workerkit.settings.model import BrokerSettings, QueueSettings, Settings, queues_of
 
 
 async def connect_for(settings: BrokerSettings, command: str) -> Connection:
@@ -77,7 +78,7 @@ def delays_of(settings: Settings, queue: str) -> tuple[float, ...]:
 
     A worker without a ``retry`` section, and a queue without a worker, count with the default policy.
     """
-    policies = [worker.retry or RetryPolicy() for worker in settings.workers.values() if worker.queue == queue]
+    policies = [worker.retry for worker in settings.workers.values() if queue in queues_of(worker)]
     return tuple(sorted({float(delay) for policy in policies or [RetryPolicy()] for delay in policy.delays}))
 
 
@@ -89,4 +90,4 @@ def topology_of(settings: Settings, queue: str, version: ServerVersion) -> Topol
 
 
 def _main_queue(name: str) -> str:
-    return name.removesuffix(".dead").partition(".retry.")[0]
+    return name.removesuffix(DEAD_SUFFIX).partition(".retry.")[0]

@@ -10,7 +10,7 @@ from typing import Self
 
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.errors import BrokerError, ConnectionLost
-from workerkit.worker.ports import Delivery
+from workerkit.ports import Delivery
 
 PREFETCH = 500
 """Messages one subscription may hold. Their bodies wait in memory."""

@@ -14,9 +14,9 @@ from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.brokers.rabbitmq.pipeline import Failure
 from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.topology import EXPLICIT_RETRY_GRACE, Queue, explicit_retry_queue, retry_queue_name
 from workerkit.errors import BadData, BrokerError, ConfigurationError, QueueNotFound
 from workerkit.settings.model import QueueSettings, Settings
-from workerkit.topology import EXPLICIT_RETRY_GRACE, Queue, explicit_retry_queue, retry_queue_name
 
 _DECLARE_AGAIN = EXPLICIT_RETRY_GRACE / 4
 """Seconds. A queue for one delay expires when it is not declared for longer than its grace; a stream may be slow."""

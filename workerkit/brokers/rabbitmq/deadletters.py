@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
+from workerkit import envelope, headers
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.brokers.rabbitmq.browse import Browser
 from workerkit.brokers.rabbitmq.pipeline import Failure, Pipeline
 from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.wire import is_not_for_copies
+from workerkit.ports import Delivery
 from workerkit.properties import Properties, decode
-from workerkit.worker import copies
-from workerkit.worker.ports import Delivery
 
 REPLAY_WIDTH = 50
 """Messages in flight. Each has its time limit from the moment it is written, however long the bodies before it are."""
@@ -45,7 +46,7 @@ class DeadLetter:
         try:
             return decode(self.delivery.raw_properties)
         except ValueError as error:
-            return Properties(headers={"workerkit-message": f"its properties cannot be read: {error}"})
+            return Properties(headers={headers.MESSAGE: f"its properties cannot be read: {error}"})
 
     @property
     def id(self) -> str | None:
@@ -54,27 +55,27 @@ class DeadLetter:
     @property
     def reason(self) -> str:
         """The value of ``workerkit-reason``; the broker's ``rejected``, ``expired``, ``maxlen``, ``delivery_limit``."""
-        return self._said("reason") or str(self._death.get("reason") or UNKNOWN)
+        return self._said(headers.REASON) or str(self._death.get("reason") or UNKNOWN)
 
     @property
     def exception(self) -> str | None:
-        return self._said("exception")
+        return self._said(headers.EXCEPTION)
 
     @property
     def message(self) -> str | None:
         """One line on what happened."""
-        if self._said("message") is None and self._death:
+        if self._said(headers.MESSAGE) is None and self._death:
             return f"dead-lettered by RabbitMQ from queue {self._death.get('queue')!r}"
-        return self._said("message")
+        return self._said(headers.MESSAGE)
 
     @property
     def traceback(self) -> str | None:
-        return self._said("traceback")
+        return self._said(headers.TRACEBACK)
 
     @property
     def attempt(self) -> int | None:
         """Number of the run that was the last."""
-        value = self.properties.headers.get("workerkit-attempt")
+        value = self.properties.headers.get(headers.ATTEMPT)
         return value if isinstance(value, int) else None
 
     @property
@@ -82,7 +83,7 @@ class DeadLetter:
         """ISO 8601, UTC."""
         time = self._death.get("time")
         broker_time = time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(time, datetime) else None
-        return self._said("failed-at") or broker_time
+        return self._said(headers.FAILED_AT) or broker_time
 
     @property
     def fingerprint(self) -> bytes:
@@ -91,7 +92,7 @@ class DeadLetter:
         return hashlib.blake2b(text + self.delivery.body, digest_size=16).digest()
 
     def _said(self, name: str) -> str | None:
-        value = self.properties.headers.get(f"{copies.PREFIX}{name}")
+        value = self.properties.headers.get(name)
         return None if value is None else str(value)
 
     @cached_property
@@ -219,7 +220,7 @@ async def replay(
             async for letter in _selected(browser, select):
                 result.found.add(letter.id)
                 try:
-                    properties = copies.replayed(letter.delivery.raw_properties)
+                    properties = envelope.replayed(letter.delivery.raw_properties, drop=is_not_for_copies)
                 except ValueError as error:
                     result.skipped.append(f"number {letter.number} (id {letter.id or '-'}): {error}")
                     continue

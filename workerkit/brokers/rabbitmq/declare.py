@@ -7,8 +7,8 @@ from typing import Any
 
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
+from workerkit.brokers.rabbitmq.topology import Queue, Topology
 from workerkit.errors import AccessRefused, ConfigurationError, Difference, QueueNotFound, TopologyMismatch
-from workerkit.topology import Queue, Topology
 
 _ARGUMENT = re.compile("inequivalent arg '([^']+)'")
 _INEQUIVALENT = re.compile(

@@ -11,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workerkit import Cause, Properties, Reason
+from workerkit.brokers.rabbitmq.wire import PROPERTIES_LIMIT, is_not_for_copies, returns_of
+from workerkit.envelope import attempt_of, dead_letter, is_alone, released_copy, renewed, replayed, retry_copy
+from workerkit.message import Incoming
 from workerkit.properties import decode, decode_headers, encode
-from workerkit.worker.copies import RENEW_AFTER, attempt_of, dead_letter, is_worn, renewed, replayed, retry_copy
-from workerkit.worker.ports import Delivery
+from workerkit.settlement import Release, RetryLater
 
 FRAME_MAX = 131_072
 FRAME_OVERHEAD = 7 + 1 + 12  # frame header and end, class, weight and body size
 CAUSE = Cause(Reason.EXCEPTION, "no such file", "FileNotFoundError", "Traceback …")
+THIRD = RetryLater(5.0, 3, explicit=False, cause=CAUSE)
 FROM_BROKERS: dict[str, Any] = {
     "x-death": [{"count": 1}],
     "x-first-death-queue": "q",
@@ -30,8 +33,8 @@ FROM_BROKERS: dict[str, Any] = {
 }
 
 
-def delivery(raw: bytes | None = None, **properties: Any) -> Delivery:
-    return Delivery(
+def delivery(raw: bytes | None = None, **properties: Any) -> Incoming:
+    return Incoming(
         queue="jobs",
         exchange="images",
         routing_key="uploaded.png",
@@ -48,10 +51,11 @@ def moment(text: object) -> datetime:
 
 
 COPIES = [
-    pytest.param(lambda delivery: retry_copy(delivery, 3), id="retry"),
-    pytest.param(lambda delivery: dead_letter(delivery, CAUSE, "worker"), id="dead letter"),
-    pytest.param(lambda delivery: replayed(delivery.raw_properties), id="replay"),
-    pytest.param(renewed, id="renewal"),
+    pytest.param(lambda delivery: retry_copy(delivery, THIRD, drop=is_not_for_copies), id="retry"),
+    pytest.param(lambda delivery: released_copy(delivery, Release(2.0, 2), drop=is_not_for_copies), id="release"),
+    pytest.param(lambda delivery: dead_letter(delivery, CAUSE, "worker", drop=is_not_for_copies), id="dead letter"),
+    pytest.param(lambda delivery: replayed(delivery.raw_properties, drop=is_not_for_copies), id="replay"),
+    pytest.param(lambda delivery: renewed(delivery, 0, drop=is_not_for_copies), id="renewal"),
 ]
 
 
@@ -79,7 +83,7 @@ def test_what_brokers_wrote_about_the_original_is_not_about_the_copy(copy) -> No
 def test_a_retry_says_its_attempt_and_where_it_came_from() -> None:
     """The copy itself goes through the default exchange."""
     before = datetime.now(UTC).replace(microsecond=0)
-    headers = decode_headers(retry_copy(delivery(), 3))
+    headers = decode_headers(retry_copy(delivery(), THIRD))
     assert moment(headers.pop("workerkit-first-failed-at")) >= before
     assert headers == {
         "workerkit-attempt": 3,
@@ -115,7 +119,7 @@ def test_a_dead_letter_tells_the_whole_story() -> None:
 
 def test_the_first_failure_and_the_first_address_survive_every_further_copy() -> None:
     """From copy to copy to dead letter."""
-    first = decode_headers(retry_copy(delivery(), 2))
+    first = decode_headers(retry_copy(delivery(), THIRD))
     second = delivery(headers=first)
     second.exchange, second.routing_key = "", "jobs"
     headers = decode_headers(dead_letter(second, CAUSE, "w"))
@@ -128,7 +132,7 @@ def test_a_replayed_message_is_a_first_attempt_again() -> None:
     letter = delivery(raw=dead_letter(delivery(headers={"mine": 1}), CAUSE, "w"))
     headers = decode_headers(replayed(letter.raw_properties))
     assert headers.keys() == {"mine", "workerkit-exchange", "workerkit-routing-key", "workerkit-replayed-at"}
-    assert attempt_of(replayed(letter.raw_properties), native=False) == 1
+    assert attempt_of(replayed(letter.raw_properties)) == 1
 
 
 @given(
@@ -140,13 +144,19 @@ def test_a_copy_always_fits_its_frame(own: int, traceback: str, message: str) ->
     """A bigger one closes the whole connection with 501: of a long traceback the end is kept, where the error is."""
     original = delivery(headers={"mine": b"x" * own}, message_id="m1")
     cause = Cause(Reason.EXCEPTION, message, "E" * 5000, traceback and traceback + "THE END")
-    for copy in (dead_letter(original, cause, "w"), retry_copy(original, 3)):
+    copies = (
+        dead_letter(original, cause, "w", limit=PROPERTIES_LIMIT),
+        retry_copy(original, THIRD, limit=PROPERTIES_LIMIT),
+    )
+    for copy in copies:
         assert len(copy) + FRAME_OVERHEAD <= FRAME_MAX
         assert decode(copy).message_id == "m1"
         headers = decode_headers(copy)
         assert ("mine" in headers) != ("workerkit-headers-dropped" in headers)
     if traceback and own < 50_000:
-        assert decode_headers(dead_letter(original, cause, "w"))["workerkit-traceback"].endswith("THE END")
+        assert decode_headers(dead_letter(original, cause, "w", limit=PROPERTIES_LIMIT))[
+            "workerkit-traceback"
+        ].endswith("THE END")
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x20\x00\xff", b"\x20\x00\x00\x00\x00\x03\x01k?"])
@@ -155,52 +165,71 @@ def test_a_message_whose_properties_cannot_be_read_is_still_kept(raw: bytes) -> 
     headers = decode_headers(dead_letter(delivery(raw=raw), CAUSE, "w"))
     assert headers["workerkit-reason"] == "exception"
     assert headers["workerkit-headers-dropped"]
-    assert attempt_of(retry_copy(delivery(raw=raw), 3), native=False) == 3
-    assert attempt_of(renewed(delivery(raw=raw)), native=False) == 2
+    assert attempt_of(retry_copy(delivery(raw=raw), THIRD)) == 3
+    assert attempt_of(renewed(delivery(raw=raw), 0)) == 2
 
 
 def test_headers_of_ours_with_strange_values_do_no_harm() -> None:
     """Anybody can publish them."""
     strange = delivery(headers=dict.fromkeys(("workerkit-exchange", "workerkit-first-failed-at"), "x" * 40000))
-    assert len(decode_headers(retry_copy(strange, 3))["workerkit-exchange"]) == 255
+    assert len(decode_headers(retry_copy(strange, THIRD))["workerkit-exchange"]) == 255
+
+
+def test_a_released_message_stays_the_same_attempt_and_counts_its_releases() -> None:
+    """The brake of the next release reads the count."""
+    headers = decode_headers(released_copy(delivery(), Release(4.0, 3), losses=2))
+    assert headers == {
+        "workerkit-attempt": 2,
+        "workerkit-releases": 3,
+        "workerkit-losses": 2,
+        "workerkit-exchange": "images",
+        "workerkit-routing-key": "uploaded.png",
+    }
+
+
+def test_a_message_that_must_run_alone_does_so_in_every_further_copy() -> None:
+    """Also when a later attempt fails without killing anybody."""
+    original = delivery()
+    assert not is_alone(original.raw_properties)
+    killed = retry_copy(original, RetryLater(5.0, 3, explicit=False, cause=CAUSE, alone=True))
+    assert is_alone(killed)
+    assert is_alone(retry_copy(delivery(raw=killed), THIRD))
+    assert is_alone(released_copy(delivery(raw=killed), Release(1.0, 1)))
+    assert not is_alone(replayed(killed))
+
+
+def test_losses_are_carried_on_by_copies_that_count_none() -> None:
+    """And a copy that counts replaces the number."""
+    lost = renewed(delivery(), 7)
+    assert decode_headers(lost)["workerkit-losses"] == 7
+    assert decode_headers(retry_copy(delivery(raw=lost), THIRD))["workerkit-losses"] == 7
+    assert decode_headers(retry_copy(delivery(raw=lost), THIRD, losses=8))["workerkit-losses"] == 8
+    assert "workerkit-losses" not in decode_headers(renewed(delivery(), 0))
 
 
 @pytest.mark.parametrize(
-    ("headers", "attempt", "native_attempt"),
+    ("headers", "attempt", "returns"),
     [
-        ({}, 1, 1),
-        ({"workerkit-attempt": 4}, 4, 4),
-        ({"x-delivery-count": 2}, 1, 3),
-        ({"workerkit-attempt": 2, "x-delivery-count": 2}, 2, 4),
-        ({"workerkit-attempt": 0}, 1, 1),
-        ({"workerkit-attempt": -5}, 1, 1),
-        ({"workerkit-attempt": 2**40}, 1, 1),
-        ({"workerkit-attempt": "3"}, 1, 1),
-        ({"workerkit-attempt": 2.0}, 1, 1),
-        ({"workerkit-attempt": None, "x-delivery-count": -1}, 1, 1),
-        ({"workerkit-attempt": [1], "x-delivery-count": "many"}, 1, 1),
+        ({}, 1, 0),
+        ({"workerkit-attempt": 4}, 4, 0),
+        ({"x-delivery-count": 2}, 1, 2),
+        ({"workerkit-attempt": 2, "x-delivery-count": 3}, 2, 3),
+        ({"workerkit-attempt": 0}, 1, 0),
+        ({"workerkit-attempt": -5}, 1, 0),
+        ({"workerkit-attempt": 2**40}, 1, 0),
+        ({"workerkit-attempt": "3"}, 1, 0),
+        ({"workerkit-attempt": 2.0}, 1, 0),
+        ({"workerkit-attempt": None, "x-delivery-count": -1}, 1, 0),
+        ({"workerkit-attempt": [1], "x-delivery-count": "many"}, 1, 0),
     ],
 )
-def test_the_attempt_is_counted_by_our_header_and_where_there_is_no_copy_by_the_broker(
-    headers: dict[str, Any], attempt: int, native_attempt: int
+def test_numbers_in_headers_that_make_no_sense_count_as_nothing(
+    headers: dict[str, Any], attempt: int, returns: int
 ) -> None:
-    """Values that make no sense count as nothing."""
+    """Anybody can publish them."""
     raw = encode(Properties(headers=headers))
-    assert attempt_of(raw, native=False) == attempt
-    assert attempt_of(raw, native=True) == native_attempt
-
-
-@pytest.mark.parametrize(
-    ("count", "worn"), [(RENEW_AFTER, True), (RENEW_AFTER - 1, False), ("many", False), (None, False)]
-)
-def test_a_message_that_came_back_too_often_is_worn_and_its_copy_is_new(count: object, worn: bool) -> None:
-    """The broker's limit would drop it without a trace; the copy counts no attempt and no return."""
-    original = delivery(headers={"x-delivery-count": count})
-    assert is_worn(original.raw_properties) is worn
-    copy = renewed(original)
-    assert not is_worn(copy)
-    assert attempt_of(copy, native=False) == original.attempt
-    assert not is_worn(b"x-delivery-count")
+    assert attempt_of(raw) == attempt
+    assert returns_of(raw) == returns
 
 
 @given(st.binary(max_size=60))
@@ -208,5 +237,4 @@ def test_the_attempt_of_garbage_is_the_first(garbage: bytes) -> None:
     """It is found out per delivery, before anybody could handle an error."""
     table = b"\x11workerkit-attempt" + garbage
     for raw in (garbage, b"\x20\x00" + struct.pack(">I", len(table)) + table):
-        assert attempt_of(raw, native=False) >= 1
-        assert attempt_of(raw, native=True) >= 1
+        assert attempt_of(raw) >= 1

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from workerkit.envelope import dead_queue_name
 from workerkit.settings.model import BindingSettings, ExchangeSettings, QueueSettings
 from workerkit.settings.units import format_duration
 from workerkit.settlement import MAX_DELAY
@@ -38,11 +39,6 @@ class Topology:
     def queues(self) -> tuple[Queue, ...]:
         """The targets of dead letters and retries first: a message must never find them missing."""
         return (self.dead, self.queue, *self.retries)
-
-
-def dead_queue_name(queue: str) -> str:
-    """Where the dead letters of ``queue`` are kept."""
-    return f"{queue}.dead"
 
 
 def retry_queue_name(queue: str, delay: float) -> str:
