@@ -151,6 +151,7 @@ class LoopRunner:
     def _start(self, seq: int, slot: int, incoming: Incoming) -> None:
         page = self._uplink.page
         if page.is_void(slot, seq):
+            page.end(slot, seq)  # its slot is free again
             return
         now = time.monotonic_ns()
         turn = Turn(self._uplink, slot, seq, now)
