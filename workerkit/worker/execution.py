@@ -25,11 +25,11 @@ MAX_TRACEBACK = 32_000
 CANCELLED = "the callback ran longer than its limit and was cancelled"
 
 
-def run_alone(coroutine: Awaitable[None]) -> None:
-    """Run an asynchronous ``shutdown`` to its end, on a loop of its own."""
+def run_alone(awaitable: Awaitable[None]) -> None:
+    """Run what a coroutine function of the task's has to do to its end, on a loop of its own."""
 
     async def run() -> None:
-        await coroutine
+        await awaitable
 
     asyncio.run(run())
 

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ctypes
 import faulthandler
-import inspect
 import os
 import signal
 import socket
@@ -25,7 +24,7 @@ from workerkit.settlement import Cause, Reason
 from workerkit.task import WorkerTask
 from workerkit.worker import logs
 from workerkit.worker.link import Dying, Kind, dying_frame, json_frame
-from workerkit.worker.loading import Resolved, Spec, configure, load_class, settle_settings
+from workerkit.worker.loading import Resolved, Spec, load_class, prepare
 from workerkit.worker.looping import LoopRunner, new_event_loop
 from workerkit.worker.page import Page
 from workerkit.worker.running import BlockingRunner
@@ -81,11 +80,7 @@ class ExecutorProcess:
 
     def _load(self, spec: Spec) -> tuple[WorkerTask, Resolved] | ExitCode:
         try:
-            draft = configure(spec, load_class(spec))
-            result = draft.task.initialize()
-            if inspect.isawaitable(result):
-                self._complete(result)
-            resolved = settle_settings(spec, draft, os.getpid())
+            task, resolved = prepare(spec, load_class(spec), os.getpid(), self._complete)
         except TaskLoadError as error:
             self._failed(str(error), "", configuration=True)
         except MemoryError:
@@ -98,7 +93,7 @@ class ExecutorProcess:
         else:
             if not spec.inline:
                 logs.adopt_stdlib_logging(spec.log_level)
-            return draft.task, resolved
+            return task, resolved
         return ExitCode.CONFIGURATION
 
     def _complete(self, awaitable: Awaitable[None]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
+from support.handles import RecordingHandle
 
 from workerkit import (
     AlreadySettled,
@@ -24,7 +25,7 @@ from workerkit.payload import body_decoder
 from workerkit.properties import encode
 from workerkit.settlement import ACK, Outcome, Verb
 from workerkit.worker.execution import MAX_TEXT, MAX_TRACEBACK, end_by, execute
-from workerkit.worker.link import pack_cause, unpack_cause
+from workerkit.worker.link import Dying, FrameReader, dying_frame, unpack_dying
 
 
 class Scene:
@@ -34,7 +35,7 @@ class Scene:
         self.sent: list[Outcome] = []
         self.dying: list[Cause] = []
         incoming = Incoming("jobs", "", "jobs", False, 1, encode(Properties()), body)
-        self.message = MessageAdapter(incoming, self.sent.append, body_decoder())
+        self.message = MessageAdapter(incoming, RecordingHandle(self.sent), body_decoder())
 
     def run(self, task: WorkerTask) -> Cause | None:
         return execute(task, self.message, self.dying.append)
@@ -57,6 +58,11 @@ def raising(error: BaseException) -> Callable[[MessageAdapter], None]:
         raise error
 
     return callback
+
+
+def sent_over_the_link(cause: Cause) -> Cause:
+    ((_, data, start, end),) = FrameReader().feed(dying_frame(Dying(cause)))
+    return unpack_dying(data[start:end]).cause
 
 
 @pytest.fixture
@@ -207,7 +213,7 @@ def test_what_ends_the_interpreter_runs_shutdown_and_nacks(
     assert worker.shutdown_helper._reserve is None, "the spare memory was given back"
     assert not worker.shutdown_helper.armed
     assert re.search(rf"{re.escape(__file__)}:\d+ in callback", cause.traceback)
-    assert unpack_cause(pack_cause(cause)) == cause
+    assert sent_over_the_link(cause) == cause
 
 
 def test_what_filled_the_memory_is_let_go_before_shutdown_runs(scene: Scene) -> None:
@@ -303,7 +309,7 @@ def test_a_text_that_no_encoding_carries_reaches_the_consumer(scene: Scene) -> N
     """File names come with surrogates; an error about one must not end the executor."""
     scene.run(task(raising(OSError("cannot read \udcff.png"))))
     assert scene.cause.message == "cannot read \\udcff.png"
-    assert unpack_cause(pack_cause(scene.cause)) == scene.cause
+    assert sent_over_the_link(scene.cause) == scene.cause
 
 
 def test_a_log_that_fails_does_not_cost_the_settlement(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
