@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 from workerkit.errors import ExitCode
@@ -67,6 +67,7 @@ class LoopRunner:
         self._uplink = uplink
         self._loop = loop
         self._decode = body_decoder(task.payload_type)
+        self._context = Context()
         self._waiting: deque[Frame] = deque()
         self._running: dict[int, Turn] = {}
         self._in_aftermath = False
@@ -89,6 +90,7 @@ class LoopRunner:
             MemoryError: outside of any callback.
         """
         loop = self._loop
+        self._context = copy_context()
         loop.set_task_factory(self._new_task)
         loop.add_reader(self._uplink.fileno(), self._on_readable)
         loop.call_soon(self._take, frames)
@@ -186,7 +188,8 @@ class LoopRunner:
         turn.message = message
         self._running[turn.seq] = turn
         work = Steps(self._work(turn, execution), turn, self._blame)
-        turn.task = asyncio.Task(work, loop=self._loop, name=f"delivery-{turn.seq}")
+        # In a context of its own: this may be called from the task of a message that is over.
+        turn.task = asyncio.Task(work, loop=self._loop, name=f"delivery-{turn.seq}", context=self._context.copy())
 
     async def _work(self, turn: Turn, execution: Coroutine[Any, Any, Cause | None]) -> None:
         _turn.set(turn)

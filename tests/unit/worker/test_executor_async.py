@@ -23,7 +23,13 @@ class Jobs(WorkerTask):
         super().initialize()
         self.gate = asyncio.Event()
         self.loop_of_initialize = asyncio.get_running_loop()
-        await asyncio.sleep(0)
+        self.background = asyncio.create_task(self.run_in_background())
+
+    async def run_in_background(self):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.logger.info("background over")
 
     async def callback(self, message):
         what = message.data
@@ -135,6 +141,14 @@ class Jobs(WorkerTask):
         message.publish("next", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         message.ack()
 
+    async def bind(self, message):
+        structlog.contextvars.bind_contextvars(mine=1)
+        message.ack()
+
+    async def stop_the_loop(self, message):
+        asyncio.get_running_loop().stop()
+        message.ack()
+
     async def log(self, message):
         structlog.contextvars.bind_contextvars(mine=message.message_id)
         await self.gate.wait()
@@ -144,7 +158,7 @@ class Jobs(WorkerTask):
 
     async def shutdown(self, message, cause):
         self.logger.critical("shutdown", reason=cause.reason.value)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(60 if message.data == "slow" else 0.05)
         self.logger.critical("shutdown over", frozen_ran=self.gate.is_set())
 
 
@@ -341,6 +355,53 @@ def test_log_lines_carry_the_message_they_belong_to(peer: Peer) -> None:
         for name in ("mine", "in a thread"):
             line = peer.event(name, message_id=number)
             assert (line["mine"], line["attempt"], line["queue"]) == (number, 2, "jobs")
+
+
+def test_what_one_message_has_bound_to_its_log_is_not_in_the_next_ones(start) -> None:
+    """Though the next one is started by the end of the one before."""
+    peer = start(concurrency=1)
+    peer.deliver("bind", "ack")
+    assert "mine" not in peer.event("began", message_id="m2")
+    peer.until(lambda: len(peer.acknowledged()) == 2)
+
+
+def test_an_interrupt_while_no_callback_has_the_loop_is_nobodys_doing(peer: Peer) -> None:
+    """The consumer decides what it means for those that were waiting for something."""
+    (seq,) = peer.deliver("wait")
+    peer.event("began")
+    peer.until(lambda: peer.page.last_beat[1] == 0)
+    time.sleep(0.1)  # in the loop's own wait
+    peer.process.send_signal(2)
+    dying = peer.death()
+    assert (dying.seq, dying.cause.reason) == (None, Reason.SIGNAL)
+    assert peer.exit_code() == 130
+    assert peer.running() == [seq]
+    assert [line for line in peer.log if line["event"] == "finally"] == []
+
+
+def test_a_callback_that_stops_the_loop_does_not_stop_the_worker(peer: Peer) -> None:
+    """It is started again."""
+    first, second = peer.deliver("stop_the_loop", "ack")
+    peer.until(lambda: {first, second} == peer.acknowledged())
+
+
+def test_a_background_task_of_initialize_is_ended_with_the_executor(peer: Peer) -> None:
+    """As asyncio.run does it: cancelled, and waited for."""
+    peer.deliver("ack")
+    peer.stop()
+    assert peer.exit_code() == 0
+    assert [line["event"] for line in peer.log][-1] == "background over"
+
+
+def test_the_aftermath_can_be_cancelled(peer: Peer) -> None:
+    """A shutdown that takes too long has failed, and its message is nacked."""
+    cause = Cause(Reason.SIGNAL, "killed by signal 9 (SIGKILL)", signal=9)
+    delivery = peer.make(b'"slow"')
+    peer.tell_aftermath(delivery, Aftermath(cause))
+    peer.event("shutdown")
+    peer.cancel(delivery.seq)
+    assert peer.outcome(delivery.seq).cause == cause
+    assert peer.event("shutdown.failed")["error"] == "asyncio.exceptions.CancelledError"
 
 
 def test_the_aftermath_comes_before_new_work(peer: Peer) -> None:
