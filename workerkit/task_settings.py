@@ -6,11 +6,11 @@ From this come the attributes of ``WorkerTask``, the keys below ``workers`` in t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-from workerkit.declared import Count, Period, Size
+from workerkit.declared import Count, Period, Size, settings_of
 from workerkit.retry import RetryPolicy
 
 Weight = Annotated[int, Meta(ge=1, le=1000)]
@@ -73,3 +73,6 @@ class TaskSettings(ResolvedSettings, _OneQueue):
 
     retry: RetryPolicy = RetryPolicy()
     """How often and how long apart a failing message is tried."""
+
+
+SETTING_NAMES: Final = tuple(setting.name for setting in settings_of(TaskSettings))

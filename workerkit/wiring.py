@@ -16,11 +16,12 @@ from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.errors import ConfigurationError, ExitCode, WorkerkitError
 from workerkit.ports import Broker
 from workerkit.settings import LoadedSettings, Settings, redact_text
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker import logs
 from workerkit.worker.child import Child, ChildEvents, InlineChild, ProcessChild
 from workerkit.worker.consumer import Consumer, Options
 from workerkit.worker.executor import ExecutorProcess
-from workerkit.worker.loading import SETTING_NAMES, Spec
+from workerkit.worker.loading import Spec
 from workerkit.worker.orphans import Orphans
 from workerkit.worker.page import Page
 from workerkit.worker.signals import Signals

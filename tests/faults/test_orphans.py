@@ -153,6 +153,8 @@ workers:
     worker.wait_for("executor.orphans")
     assert worker.stop() == 0
     assert not any(process.is_running() for process in sleeps)
+    (line,) = worker.events("executor.orphans")
+    assert sorted(name.split()[1] for name in line["ended"]) == ["sh", "sh", *["sleep"] * 4]
 
 
 def running_sleeps(consumer: psutil.Process) -> list[psutil.Process]:

@@ -83,8 +83,7 @@ def see_it_given_again(project: Project, worker: Worker, rabbit: Rabbit, queue: 
     assert why in lost["why"]
     assert project.ledger == ["start long 1"], "the callback goes on"
     worker.wait_for("conn.up")
-    dropped = worker.wait_for("settle.dropped")
-    assert dropped["outcome"] == "ack"
+    worker.wait_for("settle.dropped")
     worker.wait_for("message.settled", outcome="acked")
     rabbit.publish(queue, "next")
     worker.wait_for("message.settled", count=2, outcome="acked")

@@ -27,8 +27,9 @@ from workerkit.properties import Properties, encode, header_number
 from workerkit.retry import RetryPolicy, decide
 from workerkit.settlement import Acknowledge, Cause, Outcome
 from workerkit.task import WorkerTask
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker.execution import execute
-from workerkit.worker.loading import SETTING_NAMES, Resolved, Spec, check_class, prepare
+from workerkit.worker.loading import Resolved, Spec, check_class, prepare
 from workerkit.worker.selection import Selector, Weighted, make_selector
 
 _PERSISTENT = 2

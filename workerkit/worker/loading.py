@@ -18,13 +18,11 @@ from workerkit.errors import TaskLoadError
 from workerkit.payload import body_decoder
 from workerkit.retry import RetryPolicy
 from workerkit.task import WorkerTask
-from workerkit.task_settings import ResolvedSettings, TaskSettings
+from workerkit.task_settings import SETTING_NAMES, ResolvedSettings, TaskSettings
 from workerkit.worker import cgroup
 
 CGROUP_SHARE = 0.9
 """Default memory limit of the executor as a share of the cgroup's: Python must see the end before the kernel does."""
-
-SETTING_NAMES = tuple(setting.name for setting in settings_of(TaskSettings))
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -146,8 +144,8 @@ def settle_settings(spec: Spec, draft: Draft, pid: int) -> Resolved:
     """What counts after ``initialize``, the command line included. Raises TaskLoadError when it cannot be used."""
     task, origins, configured = draft
     changed = {name for name in SETTING_NAMES if getattr(task, name) != configured[name]}
-    _keep_one_way_to_name_queues(task, changed)
     origins |= dict.fromkeys(changed, "initialize()")
+    _keep_one_way_to_name_queues(task, changed, origins)
     _apply(task, spec.overrides, "command line", origins)
     if not spec.inline and task.memory_limit != configured["memory_limit"]:
         _limit_memory(task, spec.worker)
@@ -160,15 +158,17 @@ def _apply(task: WorkerTask, values: dict[str, Any], origin: str, origins: dict[
         whole = msgspec.convert(msgspec.to_builtins(task.retry) | value, RetryPolicy) if name == "retry" else value
         setattr(task, name, whole)
         origins[name] = origin
-    _keep_one_way_to_name_queues(task, values)
+    _keep_one_way_to_name_queues(task, values, origins)
 
 
-def _keep_one_way_to_name_queues(task: WorkerTask, given: Container[str]) -> None:
+def _keep_one_way_to_name_queues(task: WorkerTask, given: Container[str], origins: dict[str, str]) -> None:
     """``queue`` outranks the ``queues`` of what has less to say, and the other way round."""
-    if "queue" in given and "queues" not in given and task.queue is not None:
-        task.queues = {}
-    elif "queues" in given and "queue" not in given and task.queues:
-        task.queue = None
+    one = "queue" in given and task.queue is not None
+    several = "queues" in given and bool(task.queues)
+    if one and not several:
+        task.queues, origins["queues"] = {}, "default"
+    elif several and not one:
+        task.queue, origins["queue"] = None, "default"
 
 
 def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) -> Resolved:
@@ -193,7 +193,11 @@ def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) ->
         raise TaskLoadError(f"{where}: payload_type is nothing that msgspec decodes into: {error}") from None
     values = {setting.name: getattr(task, setting.name) for setting in settings_of(ResolvedSettings)}
     values |= {"queues": queues, "max_attempts": task.retry.max_attempts, "delays": task.retry.delays}
-    return msgspec.convert(values | {"pid": pid, "asynchronous": asynchronous, "origins": origins}, Resolved)
+    values |= {"pid": pid, "asynchronous": asynchronous, "origins": origins}
+    try:
+        return msgspec.convert(values, Resolved)
+    except msgspec.ValidationError as error:  # inside of the retry policy
+        raise TaskLoadError(f"{where}: {error}") from None
 
 
 def _limit_memory(task: WorkerTask, worker: str) -> None:

@@ -24,10 +24,12 @@ PROGRAM = """if True:
 
     def end(mark, process):
         process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         orphans.on_child()
         status = process.wait()
         with capture_logs() as lines:
             orphans.on_gone(mark)
+            orphans.on_child()  # what was ended may not be dead yet; it is not named again
         print(json.dumps({"status": status, "pid": process.pid, "lines": lines}), flush=True)
         sys.stdin.readline()
 
