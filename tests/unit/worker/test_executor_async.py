@@ -138,7 +138,8 @@ class Jobs(WorkerTask):
         await asyncio.sleep(0)
         child = os.fork()
         if child == 0:
-            await self.gate.wait()
+            for _ in range(1000):
+                await asyncio.sleep(0)
         message.publish("next", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         message.ack()
 
@@ -170,8 +171,14 @@ class Jobs(WorkerTask):
 
     async def shutdown(self, message, cause):
         self.logger.critical("shutdown", reason=cause.reason.value)
-        await asyncio.sleep(60 if message.data == "slow" else 0.05)
+        await asyncio.sleep(60 if message.data == "slow" else 0.2)
         self.logger.critical("shutdown over", frozen_ran=self.gate.is_set())
+
+
+class DiesTwice(Jobs):
+    async def shutdown(self, message, cause):
+        self.logger.critical("shutdown", reason=cause.reason.value)
+        await asyncio.create_task(self.exit(message))
 
 
 class OpensTheGateAtDeath(Jobs):
@@ -341,6 +348,29 @@ def test_what_ends_the_interpreter_names_its_message_and_the_others_stand_still(
     assert not (tmp_path / "go-on-finally").exists()
     assert peer.acknowledged() == set()
     assert {first, second} <= set(peer.running())
+
+
+def test_nothing_is_started_in_an_executor_that_dies(peer: Peer) -> None:
+    """What comes while shutdown runs is the replacement's."""
+    (culprit,) = peer.deliver("exit")
+    peer.event("shutdown")
+    (late,) = peer.deliver("ack")
+    peer.outcome(culprit)
+    assert peer.exit_code() == 3
+    assert peer.running() == []
+    assert late not in peer.acknowledged()
+
+
+@pytest.mark.parametrize(("what", "code"), [("exit", 3), ("exit_in_a_task", 4)])
+def test_a_shutdown_that_ends_the_interpreter_itself_leaves_its_message_nacked(what: str, code: int, start) -> None:
+    """For the cause of the first death, which is told once."""
+    peer = start("DiesTwice")
+    (culprit,) = peer.deliver(what)
+    dying = peer.death()
+    assert peer.outcome(culprit).cause == dying.cause
+    assert peer.exit_code() == code
+    assert len([line for line in peer.log if line["event"] == "shutdown"]) == 1
+    assert peer._frames == []
 
 
 def test_a_kill_leaves_the_page_telling_which_ran(peer: Peer) -> None:
