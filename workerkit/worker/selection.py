@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -69,8 +70,8 @@ class Strict:
     def __init__(self, weights: Mapping[str, int], starve_after: float | None) -> None:
         self._order = sorted(weights, key=weights.__getitem__, reverse=True)
         self._starve_after = starve_after
-        self._served = dict.fromkeys(weights, 0.0)
-        self._sent = dict.fromkeys(weights, 0.0)
+        self._served = dict.fromkeys(weights, math.inf)
+        self._sent = dict.fromkeys(weights, math.inf)  # until it is consumed nobody knows what it has
 
     def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
         chosen: str | None = None
@@ -94,7 +95,7 @@ class Strict:
 
     def on_open(self, queue: str, now: float) -> None:
         self._sent[queue] = now
-        self._served[queue] = self._served[queue] or now
+        self._served[queue] = min(self._served[queue], now)
 
 
 class Custom:
