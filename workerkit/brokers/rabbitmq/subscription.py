@@ -123,8 +123,10 @@ class Subscription:
 
     @property
     def consumers(self) -> int:
-        """How many of ours the broker lists, at most: quorum queues count one that was cancelled until all that it has
-        been sent is settled."""
+        """How many of ours the broker lists, at most.
+
+        Quorum queues count one that was cancelled until all that it has been sent is settled (measured on 3.10.8).
+        """
         incarnation = self.incarnation
         if incarnation is None or self.settings.type != "quorum" or not incarnation.unacked:
             return len(self._tags)
