@@ -21,7 +21,8 @@ import yaml
 from bench import loader, meter
 from bench.clients import PEERS, Client
 from bench.scenes import Scene
-from workerkit.settings.model import QueueSettings, RetrySettings
+from workerkit.retry import RetryPolicy
+from workerkit.settings.model import QueueSettings
 from workerkit.testing.rabbitmq import PrivateRabbitmq
 from workerkit.brokers.rabbitmq.topology import derive
 
@@ -148,7 +149,7 @@ def _make_queue(channel: pika.channel.Channel, scene: Scene) -> None:
 
 def _delete_queues(channel: pika.channel.Channel) -> None:
     """The queue, and what workerkit and Dramatiq put beside it."""
-    derived = derive(_QUEUE, QueueSettings(), {}, RetrySettings().delays, native=False)
+    derived = derive(_QUEUE, QueueSettings(), {}, RetryPolicy().delays, native=False)
     for name in (*(queue.name for queue in derived.queues), f"{_QUEUE}.DQ", f"{_QUEUE}.XQ"):
         channel.queue_delete(name)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from workerkit import headers
 from workerkit.errors import AlreadySettled
+from workerkit.outgoing import Outgoing, compose
 from workerkit.properties import Properties, decode, decode_headers
 from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason, Verb, check_delay
 
@@ -35,7 +38,22 @@ class Incoming:
     body: bytes
 
 
+class Handle(Protocol):
+    """How a message reaches whoever gave it out."""
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take what was decided, once."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the message is the broker's again."""
+
+
 _UNSET: Any = object()
+_TRACE_CONTEXT = ("traceparent", "tracestate", "baggage")
+"""Headers that say which trace a message belongs to (W3C)."""
+_LONGEST_ID = 255
+"""Bytes of a message id that AMQP can carry."""
 
 
 class MessageAdapter:
@@ -45,23 +63,34 @@ class MessageAdapter:
     they are first asked for, ``data`` likewise.
     """
 
-    __slots__ = ("_blame", "_data", "_decode_body", "_headers", "_incoming", "_outcome", "_properties", "_settle")
+    __slots__ = (
+        "_blame",
+        "_data",
+        "_decode_body",
+        "_handle",
+        "_headers",
+        "_incoming",
+        "_outcome",
+        "_properties",
+        "_published",
+    )
 
     def __init__(
         self,
         incoming: Incoming,
-        settle: Callable[[Outcome], None],
+        handle: Handle,
         decode_body: Callable[[bytes, str | None, str | None], Any],
         outcome: Outcome | None = None,
     ) -> None:
         self._incoming = incoming
-        self._settle = settle
+        self._handle = handle
         self._decode_body = decode_body
         self._outcome = outcome
         self._properties: Properties | None = None
         self._headers: dict[str, Any] | None = None
         self._data: Any = _UNSET
         self._blame: Cause | None = None
+        self._published: list[Outgoing] | None = None
 
     @property
     def body(self) -> bytes:
@@ -135,6 +164,20 @@ class MessageAdapter:
         return self._incoming.attempt
 
     @property
+    def age(self) -> float | None:
+        """Seconds since it was published, by the clocks of two machines; None when no timestamp says so."""
+        published_at = self.properties.timestamp
+        return None if published_at is None else max(0.0, time.time() - published_at)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the message is the broker's again, because the connection that brought it is gone.
+
+        Somebody else may be working on it, and no verb reaches the broker any more: a long callback can stop here.
+        """
+        return self._handle.lost
+
+    @property
     def settled(self) -> bool:
         """Whether a verb was called."""
         return self._outcome is not None
@@ -170,6 +213,71 @@ class MessageAdapter:
         """Put it back in the queue for another worker; not an attempt."""
         self.settle(RELEASE)
 
+    def publish(
+        self,
+        queue: str | None,
+        data: Any = None,
+        *,
+        body: bytes | None = None,
+        exchange: str = "",
+        routing_key: str | None = None,
+        delay: float | None = None,
+        headers: Mapping[str, Any] | None = None,
+        message_id: str | None = None,
+        correlation_id: str | None = None,
+        **properties: Any,
+    ) -> None:
+        """Publish a message together with the acknowledgement of this one.
+
+        It is kept back until then. With ``ack`` the worker publishes all that was given here, waits until the broker
+        has confirmed every one, and only then acknowledges this message; what cannot be routed or confirmed makes the
+        attempt fail. With any other verb, an exception or a death nothing is published.
+
+        Args:
+            queue: the name of the queue it is for; None when an exchange routes it.
+            data: the body as JSON: anything msgspec encodes.
+            body: raw bytes instead of ``data``.
+            exchange: the exchange it is for, instead of a queue.
+            routing_key: for the exchange.
+            delay: seconds until it comes to the queue; at most 49 days.
+            headers: by name. ``traceparent``, ``tracestate`` and ``baggage`` are this message's unless given.
+            message_id: unless given, this message's id with ``/1``, ``/2`` … for the first, second … publish here, so
+                that what another attempt publishes once more can be recognised; random when this message has none.
+            correlation_id: unless given, this message's, or else its id.
+            properties: ``content_type``, ``priority``, ``type``, ``app_id``, ``reply_to``, ``expiration`` in seconds,
+                ``timestamp`` in seconds since 1970.
+
+        Raises:
+            AlreadySettled: a verb was called before.
+            TypeError: a value has the wrong type, or ``data`` cannot be written as JSON.
+            ValueError: a value cannot be sent, or two exclude each other, or this message's own properties are broken.
+        """
+        if self._outcome is not None:
+            raise AlreadySettled(
+                f"publish() was called on a message that was settled with {self._outcome.verb.name.lower()}(); "
+                "nothing was published"
+            )
+        published = self._published or []
+        cause_id = self.message_id
+        if message_id is None and cause_id is not None:
+            message_id = f"{cause_id}/{len(published) + 1}"
+            if len(message_id.encode()) > _LONGEST_ID:  # a message that has passed itself on a hundred times, say
+                message_id = uuid.uuid5(uuid.NAMESPACE_OID, message_id).hex
+        trace = {name: self.headers[name] for name in _TRACE_CONTEXT if name in self.headers}
+        message = compose(
+            queue,
+            data,
+            body=body,
+            exchange=exchange,
+            routing_key=routing_key,
+            delay=delay,
+            headers={**trace, **(headers or {})},
+            message_id=message_id,
+            correlation_id=correlation_id or self.correlation_id or cause_id,
+            **properties,
+        )
+        self._published = [*published, message]
+
     def blame(self, cause: Cause) -> None:
         """From here on ``nack`` and ``retry`` give ``cause`` as their reason: the callback died of it."""
         self._blame = cause
@@ -185,7 +293,9 @@ class MessageAdapter:
                 f"{outcome.verb.name.lower()}() was called on a message that was settled with "
                 f"{self._outcome.verb.name.lower()}(); nothing was sent"
             )
-        self._settle(outcome)  # first: what cannot be sent has not settled anything
+        if self._published is not None and outcome.verb is Verb.ACK:
+            outcome = replace(outcome, publish=tuple(self._published))
+        self._handle.settle(outcome)  # first: what cannot be sent has not settled anything
         self._outcome = outcome
 
     def __repr__(self) -> str:

@@ -26,6 +26,8 @@ class Delivery(Incoming):
         seq: the worker's number of it, rising in the order in which executors get them; 0 until one does.
         slot: its place in the page of the executor that has it.
         duration_ns: how long its callback took, once it is over.
+        alone: no other callback may run beside it in its process.
+        lost: it is the broker's again while its callback runs, or ran.
     """
 
     receipt: Any = None
@@ -33,6 +35,8 @@ class Delivery(Incoming):
     seq: int = 0
     slot: int = 0
     duration_ns: int = 0
+    alone: bool = False
+    lost: bool = False
 
 
 Settled = tuple[Delivery, Settlement]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from workerkit import headers
+from workerkit.declared import DURATION, Count
 from workerkit.message import Incoming
 from workerkit.properties import header_number
 from workerkit.settlement import (
     ACKNOWLEDGE,
+    MAX_DELAY,
     Acknowledge,
     Cause,
     DeadLetter,
@@ -24,18 +29,16 @@ from workerkit.settlement import (
 LONGEST_RELEASE = 64.0
 """Seconds that a message waits, at most, which is released again and again."""
 
+_Delay = Annotated[float, Meta(ge=0, le=MAX_DELAY, extra={"unit": DURATION})]
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and how long apart a failing message is tried.
 
-    Attributes:
-        max_attempts: runs of one message, the first included.
-        delays: seconds after the first, second, … failed attempt; the last one repeats.
-    """
+class RetryPolicy(msgspec.Struct, frozen=True):
+    """How often and how long apart a failing message is tried."""
 
-    max_attempts: int = 5
-    delays: tuple[float, ...] = (5.0, 30.0, 300.0)
+    max_attempts: Count = 5
+    """Runs of one message, the first included."""
+    delays: Annotated[tuple[_Delay, ...], Meta(min_length=1)] = (5.0, 30.0, 300.0)
+    """Delay after the first, second, … failed attempt; the last one repeats."""
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:

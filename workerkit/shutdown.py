@@ -1,8 +1,9 @@
-"""Staying able to act while dying: a reserve of memory and the message that is being worked on."""
+"""Staying able to act while dying: a reserve of memory and the messages that are being worked on."""
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ MIB = 1024 * 1024
 
 
 class ShutdownHelper:
-    """Keeps memory back for ``WorkerTask.shutdown`` and knows whether a callback is running.
+    """Keeps memory back for ``WorkerTask.shutdown`` and knows which callbacks are running.
 
     1. ``reserve`` takes the memory before the first message.
     2. ``arm`` and ``disarm`` surround each callback.
@@ -24,17 +25,26 @@ class ShutdownHelper:
     block itself dies; with 4 MiB released, logging, imports and socket work succeed.
     """
 
-    __slots__ = ("_reserve", "message")
+    __slots__ = ("_armed", "_reserve")
 
     def __init__(self) -> None:
         self._reserve: mmap.mmap | None = None
-        self.message: MessageAdapter | None = None
-        """The message whose callback is running, None between callbacks."""
+        self._armed: dict[MessageAdapter, None] = {}
 
     @property
     def armed(self) -> bool:
         """Whether a callback is running."""
-        return self.message is not None
+        return bool(self._armed)
+
+    @property
+    def messages(self) -> Collection[MessageAdapter]:
+        """The messages whose callbacks are running, in the order in which they began; a live view."""
+        return self._armed.keys()
+
+    @property
+    def message(self) -> MessageAdapter | None:
+        """The message whose callback began last of those that are running, None between callbacks."""
+        return next(reversed(self._armed), None)
 
     def reserve(self, multiplier: int) -> None:
         """Keep ``multiplier`` × 1 MiB back; 0 keeps nothing. Replaces an earlier reserve."""
@@ -43,12 +53,12 @@ class ShutdownHelper:
             self._reserve = mmap.mmap(-1, multiplier * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def arm(self, message: MessageAdapter) -> None:
-        """A callback starts on ``message``: a death from here on is its death."""
-        self.message = message
+        """A callback starts on ``message``: a death from here on may be its death."""
+        self._armed[message] = None
 
-    def disarm(self) -> None:
-        """The callback is over."""
-        self.message = None
+    def disarm(self, message: MessageAdapter) -> None:
+        """The callback on ``message`` is over."""
+        self._armed.pop(message, None)
 
     def release(self) -> None:
         """Give the reserve back. Harmless when there is none."""

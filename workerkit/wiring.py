@@ -7,36 +7,49 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from workerkit.brokers.memory.broker import MemoryBroker, store_at
 from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.errors import ConfigurationError, ExitCode, WorkerkitError
-from workerkit.settings import LoadedSettings, Size, redact_text
+from workerkit.ports import Broker
+from workerkit.settings import LoadedSettings, Settings, redact_text
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker import logs
-from workerkit.worker.child import Events, Executor, InlineExecutor, ProcessExecutor
+from workerkit.worker.child import Child, ChildEvents, InlineChild, ProcessChild
 from workerkit.worker.consumer import Consumer, Options
-from workerkit.worker.executor import Executor as InlineLoop
-from workerkit.worker.link import Page
+from workerkit.worker.executor import ExecutorProcess
 from workerkit.worker.loading import Spec
+from workerkit.worker.orphans import Orphans
+from workerkit.worker.page import Page
+from workerkit.worker.signals import Signals
 from workerkit.worker.sink import ensure_standard_descriptors
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+MakeConsumer = Callable[[Callable[[ChildEvents], Child]], Consumer]
+"""Makes a consumer, given what starts its executors."""
 STOP_MARGIN = 3.0
 """Seconds by which a worker's own deadline is shorter than Supervisor's ``stopwaitsecs``, to hand back and close."""
 
-_NULLABLE = ("ttl", "callback_timeout", "memory_limit")
-"""Settings that an operator can switch off with ``null``, whatever the class says."""
+_ORPHANS_PATIENCE = 1.0
+"""Seconds for what callbacks left behind to be gone; it takes milliseconds where the kernel can end it at all."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
-def worker_spec(loaded: LoadedSettings, name: str, *, inline: bool = False) -> Spec:
+def worker_spec(
+    loaded: LoadedSettings, name: str, *, overrides: Mapping[str, object] | None = None, inline: bool = False
+) -> Spec:
     """What the executor of worker ``name`` is told.
+
+    Args:
+        loaded: the configuration.
+        name: the worker.
+        overrides: settings from the command line, as ``parse_overrides`` returns them.
+        inline: whether it shares the consumer's process.
 
     Raises:
         ConfigurationError: there is no such worker.
@@ -44,42 +57,48 @@ def worker_spec(loaded: LoadedSettings, name: str, *, inline: bool = False) -> S
     known = loaded.settings.workers
     if name not in known:
         raise ConfigurationError(f"there is no worker {name!r} in {loaded.path}; it has {', '.join(known) or 'none'}")
-    worker = known[name]
-    written = loaded.explicit_worker_keys(name)
-    config = {
-        key: _plain(value)
-        for key, value in written.items()
-        if key not in ("task", "instances", "environment", "retry") and (value is not None or key in _NULLABLE)
-    }
-    if worker.retry is not None:
-        config["retry"] = {
-            key: _plain(getattr(worker.retry, key))
-            for key in ("max_attempts", "delays")
-            if loaded.origins.get(f"workers.{name}.retry.{key}", "default") != "default"
-        }
+    written = loaded.written_worker_keys[name]
     return Spec(
         worker=name,
         instance=os.environ.get("WORKERKIT_INSTANCE", "00"),
-        task=worker.task,
+        task=known[name].task,
         project_root=str(loaded.project_root),
         log_level=loaded.settings.logging.level,
-        config=config,
+        config={key: value for key, value in written.items() if key in SETTING_NAMES},
+        overrides=dict(overrides or {}),
         inline=inline,
     )
 
 
-def _plain(value: Any) -> Any:
-    """Durations and sizes as the numbers they are: the link carries plain JSON."""
-    return msgspec.to_builtins(value, enc_hook=lambda item: int(item) if isinstance(item, Size) else float(item))
+def make_broker(settings: Settings, name: str, log: FilteringBoundLogger) -> Broker:
+    """The adapter that the URL's scheme means.
+
+    Args:
+        settings: ``broker.url``; of several, all have the same scheme.
+        name: of this worker instance, under which a broker lists it.
+        log: for troubles with connections.
+    """
+    url = settings.broker.url if isinstance(settings.broker.url, str) else settings.broker.url[0]
+    if url.startswith("memory:"):
+        return MemoryBroker(store_at(url), settings.queues)
+    return RabbitmqBroker(settings.broker, settings.queues, settings.exchanges, name=name, log=log)
 
 
-def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: bool) -> int:
+def run_worker(
+    loaded: LoadedSettings,
+    name: str,
+    *,
+    limit: int | None,
+    inline: bool,
+    overrides: Mapping[str, object],
+    signals: Signals,
+) -> int:
     """Run one instance of worker ``name`` until it is asked to stop. Returns the exit code.
 
     Raises:
         ConfigurationError: there is no such worker.
     """
-    spec = worker_spec(loaded, name, inline=inline)
+    spec = worker_spec(loaded, name, overrides=overrides, inline=inline)
     ensure_standard_descriptors()
     settings = loaded.settings
     about = {"worker": name, "instance": spec.instance, "pid": os.getpid()}
@@ -87,19 +106,13 @@ def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: 
     options = Options(grace=max(1.0, settings.supervisor.stopwaitsecs - STOP_MARGIN), limit=limit)
     environment = settings.workers[name].environment
 
-    def make_consumer(start_executor: Callable[[Events], Executor]) -> Consumer:
-        broker = RabbitmqBroker(
-            settings.broker,
-            settings.queues,
-            settings.exchanges,
-            name=f"{name}_{spec.instance}@{socket.gethostname()}.{os.getpid()}",
-            log=log.logger,
-        )
+    def make_consumer(start_child: Callable[[ChildEvents], Child]) -> Consumer:
+        instance_name = f"{name}_{spec.instance}@{socket.gethostname()}.{os.getpid()}"
         return Consumer(
             spec,
             options,
-            broker=broker,
-            start_executor=start_executor,
+            broker=make_broker(settings, instance_name, log.logger),
+            start_child=start_child,
             log=log.logger,
             write_line=log.write_line,
             write_events=log.write_events,
@@ -110,19 +123,24 @@ def run_worker(loaded: LoadedSettings, name: str, *, limit: int | None, inline: 
     try:
         if inline:
             os.environ.update(environment)
-            return _run_inline(make_consumer, log.logger)
-        return asyncio.run(_run(lambda: make_consumer(lambda events: ProcessExecutor(events, environment)), log.logger))
+            return _run_inline(make_consumer, signals, log.logger)
+        return asyncio.run(_run(make_consumer, environment, signals, log.logger))
     finally:
         log.close()
 
 
-async def _run(make_consumer: Callable[[], Consumer], log: FilteringBoundLogger) -> int:
-    consumer = make_consumer()
+async def _run(
+    make_consumer: MakeConsumer, environment: Mapping[str, str], signals: Signals, log: FilteringBoundLogger
+) -> int:
+    orphans = Orphans(log)
+    consumer = make_consumer(lambda events: ProcessChild(events, environment, orphans))
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(partial(_on_loop_error, consumer, log))
-    for number, handler in _handlers(consumer).items():
-        loop.add_signal_handler(number, handler)
-    return await _guarded(consumer, log)
+    signals.tell(loop, {**_handlers(consumer), signal.SIGCHLD: orphans.on_child})
+    try:
+        return await _guarded(consumer, log)
+    finally:
+        await orphans.finish(_ORPHANS_PATIENCE)
 
 
 def _on_loop_error(
@@ -156,6 +174,7 @@ def _handlers(consumer: Consumer) -> dict[signal.Signals, Callable[[], None]]:
         signal.SIGUSR1: consumer.log_stacks,
         signal.SIGUSR2: consumer.pause,
         signal.SIGCONT: consumer.resume,
+        signal.SIGHUP: consumer.reload,
     }
 
 
@@ -163,34 +182,24 @@ def _stopper(consumer: Consumer, name: str) -> Callable[[], None]:
     return lambda: consumer.stop_by_signal(name)
 
 
-def _run_inline(make_consumer: Callable[[Callable[[Events], Executor]], Consumer], log: FilteringBoundLogger) -> int:
+def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBoundLogger) -> int:
     """The same two halves in one process: the consumer on a thread, the executor here, the same link between them."""
     ours, theirs = socket.socketpair()
     page, page_fd = Page.create()
     executors_page = Page(page_fd)
     os.close(page_fd)
     result: list[int] = []
-    started = threading.Event()
-    shared: dict[str, Any] = {}
 
     async def consume() -> None:
-        consumer = make_consumer(lambda events: InlineExecutor(ours, page, events))
-        shared.update(loop=asyncio.get_running_loop(), handlers=_handlers(consumer))
-        started.set()
+        consumer = make_consumer(lambda events: InlineChild(ours, page, events))
+        signals.tell(asyncio.get_running_loop(), _handlers(consumer))
         result.append(await _guarded(consumer, log))
 
     thread = threading.Thread(target=lambda: asyncio.run(consume()), name="consumer", daemon=True)
     thread.start()
-    started.wait()
-
-    def on_signal(number: int, _frame: object) -> None:
-        shared["loop"].call_soon_threadsafe(shared["handlers"][signal.Signals(number)])
-
-    for number in shared["handlers"]:
-        signal.signal(number, on_signal)
     try:
         with theirs:
-            InlineLoop(theirs, executors_page).run()
+            ExecutorProcess(theirs, executors_page).run()
     finally:
         thread.join()
     return result[0] if result else ExitCode.INTERNAL

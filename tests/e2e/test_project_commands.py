@@ -115,7 +115,7 @@ def test_tasks_print_what_they_like_and_commands_stay_readable(project: Path, wo
     hello = project / "workers" / "hello.py"
     hello.write_text("import os, sys\nprint('noise')\nos.write(2, b'noise')\n" + hello.read_text())
     rows = json.loads(workerkit("config", "show", "--origin", "--json").stdout)
-    assert {"key": "workers.hello.prefetch_count", "value": 1, "origin": "default"} in rows
+    assert {"key": "workers.hello.prefetch_count", "value": "auto", "origin": "default"} in rows
 
 
 @pytest.mark.parametrize(

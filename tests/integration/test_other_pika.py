@@ -10,9 +10,9 @@ from support.workers import Project
 
 from workerkit.brokers.rabbitmq import amqp, fastpath
 from workerkit.brokers.rabbitmq.amqp import Connection
+from workerkit.ports import Delivery
 from workerkit.properties import Properties, decode
 from workerkit.testing.rabbitmq import PrivateRabbitmq
-from workerkit.ports import Delivery
 
 pytestmark = pytest.mark.integration
 

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 import structlog
 from support.rabbit import Rabbit
+from workerkit.worker.ports import Delivery, Subscription
 
 from workerkit.brokers.rabbitmq import broker as broker_module
 from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.errors import ConnectionLost
 from workerkit.settings import BrokerSettings
 from workerkit.testing.rabbitmq import PrivateRabbitmq
-from workerkit.worker.ports import Delivery, Subscription
 
 pytestmark = pytest.mark.integration
 

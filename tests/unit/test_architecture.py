@@ -13,7 +13,10 @@ MAX_LINES = 400
 
 LAYERS = (
     ("the words", {"errors", "properties", "settlement", "message"}),
-    ("what users subclass and declare", {"settings", "retry", "topology", "shutdown", "log", "payload", "task"}),
+    (
+        "what users subclass and declare",
+        {"declared", "retry", "task_settings", "task", "shutdown", "settings", "topology", "log", "payload"},
+    ),
     ("one running worker", {"worker"}),
     ("brokers", {"brokers"}),
     ("what puts the parts together", {"wiring", "supervision", "testing"}),

@@ -25,6 +25,8 @@ _ORIGIN_WORDS = {
     "command line": "command line",
 }
 """What a task says about its settings, in the table's words; ``configuration`` has a file and a line instead."""
+_OPERATORS = ("task", "instances", "environment")
+"""Keys of a worker that no task decides."""
 
 
 @click.group()
@@ -40,7 +42,7 @@ def show(context: Context, origin: bool, as_json: bool) -> None:
     """Print the resolved configuration as YAML, secrets hidden.
 
     With --origin also what the tasks decide: each is loaded and initialized in a process of its own, without a broker.
-    Later wins: class attributes, YAML and environment, initialize(), command line.
+    Later wins: class attributes, YAML, environment, initialize(), `workerkit run --set`.
     """
     import yaml
 
@@ -89,7 +91,7 @@ def check(context: Context, as_json: bool) -> None:
         ]
     problems = [redact_text(_one_line(problem)) for problem in problems]
     queues = set(loaded.settings.queues if loaded else ())
-    queues |= {answer.queue for answer in answers.values() if not isinstance(answer, NotLoaded)}
+    queues |= {queue for answer in answers.values() if not isinstance(answer, NotLoaded) for queue in answer.queues}
     if as_json:
         warnings = loaded.warnings if loaded else ()
         print_json({"problems": problems, "warnings": warnings, "workers": len(answers), "queues": len(queues)})
@@ -117,10 +119,10 @@ class _Row(NamedTuple):
 
 def _origin_rows(loaded: LoadedSettings, answers: Answers) -> Iterator[_Row]:
     """Each key of the configuration, with what the tasks decided in place of what the YAML says."""
-    from workerkit.settings import redact, redact_text
+    from workerkit.settings import Settings, as_written, redact, redact_text
     from workerkit.worker.probe import NotLoaded
 
-    tree: Any = _as_written(loaded.settings)
+    tree = as_written(Settings, loaded.settings)
     origins = dict(loaded.origins)
     notes: dict[str, str] = {}
     for name, answer in answers.items():
@@ -140,33 +142,32 @@ def _origin_rows(loaded: LoadedSettings, answers: Answers) -> Iterator[_Row]:
 
 def _decided(loaded: LoadedSettings, name: str, task: Resolved) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings of one worker that count, as one would write them, and the origin of each by dotted key."""
+    from workerkit.declared import settings_of
     from workerkit.retry import RetryPolicy
-    from workerkit.settings import format_duration, format_size
+    from workerkit.settings import as_written
+    from workerkit.task_settings import ResolvedSettings
 
-    values: dict[str, Any] = {
-        "queue": task.queue,
-        "ttl": task.ttl and format_duration(task.ttl),
-        "prefetch_count": task.prefetch_count,
-        "callback_timeout": task.callback_timeout and format_duration(task.callback_timeout),
-        "memory_limit": task.memory_limit and format_size(task.memory_limit),
-        "auto_ack": task.auto_ack,
-        "spare_memory_multiplier": task.spare_memory_multiplier,
-        "retry": {"max_attempts": task.max_attempts, "delays": [format_duration(delay) for delay in task.delays]},
-    }
+    retry = RetryPolicy(task.max_attempts, task.delays)
+    values = {key: as_written(tp, getattr(task, key)) for key, tp, _ in settings_of(ResolvedSettings)}
+    values |= {"queue": None, "retry": as_written(RetryPolicy, retry)}
+    if task.origins["queues"] == "default":  # one queue, named as such
+        values |= {"queue": next(iter(task.queues)), "queues": {}}
 
     def origin(setting: str, key: str) -> str:
         said = task.origins[setting]
-        return loaded.origins[key] if said == "configuration" else _ORIGIN_WORDS[said]
+        return loaded.origins.get(key, "default") if said == "configuration" else _ORIGIN_WORDS[said]
 
-    where = {f"workers.{name}.{key}": origin(key, f"workers.{name}.{key}") for key in values if key != "retry"}
+    where = {
+        key: origin(setting, key)
+        for setting, value in values.items()
+        for key, _ in _leaves(value, ("workers", name, setting))
+    }
     # The YAML may give one half of `retry` and leave the other to the class, which the task reports as one setting.
     for part in ("max_attempts", "delays"):
         key = f"workers.{name}.retry.{part}"
         if task.origins["retry"] == "configuration" and not _is_written(loaded, name, part):
             unchanged = getattr(task, part) == getattr(RetryPolicy(), part)
             where[key] = _ORIGIN_WORDS["default" if unchanged else "class"]
-        else:
-            where[key] = origin("retry", key)
     if task.memory_limit is not None and task.origins["memory_limit"] == "default":
         where[f"workers.{name}.memory_limit"] = "default (90 % of the memory cgroup on this machine)"
     return values, where
@@ -187,17 +188,6 @@ def _warn(loaded: LoadedSettings) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-def _as_written(settings: Any) -> Any:
-    """The settings as plain values, durations and sizes with their units: what one would write in the YAML."""
-    import msgspec
-
-    from workerkit.settings import Size, format_duration, format_size
-
-    return msgspec.to_builtins(
-        settings, enc_hook=lambda value: format_size(value) if isinstance(value, Size) else format_duration(value)
-    )
-
-
 def _without_none(tree: Any) -> Any:
     """The tree without the keys that nobody set."""
     if isinstance(tree, dict):
@@ -207,7 +197,9 @@ def _without_none(tree: Any) -> Any:
 
 def _without_undecided(loaded: LoadedSettings) -> Any:
     """The settings without what they leave to the tasks: keys of workers that nobody wrote."""
-    tree = _as_written(loaded.settings)
+    from workerkit.settings import Settings, as_written
+
+    tree = as_written(Settings, loaded.settings)
     workers = {name: _decided_by_operator(loaded, name, worker) for name, worker in tree["workers"].items()}
     return {**_without_none(tree), "workers": workers}
 
@@ -215,8 +207,8 @@ def _without_undecided(loaded: LoadedSettings) -> Any:
 def _decided_by_operator(loaded: LoadedSettings, name: str, worker: dict[str, Any]) -> dict[str, Any]:
     # A written null says something: it switches a limit of the class off.
     written = loaded.written_worker_keys[name]
-    kept = {key: value for key, value in worker.items() if value is not None or key in written}
-    if kept.get("retry"):  # half of it may be written, and the other half be the class's
+    kept = {key: value for key, value in worker.items() if key in written or key in _OPERATORS}
+    if "retry" in kept:  # half of it may be written, and the other half be the class's
         kept["retry"] = {part: value for part, value in kept["retry"].items() if _is_written(loaded, name, part)}
     return kept
 

@@ -171,13 +171,18 @@ async def _declare(settings: Settings, names: list[str]) -> None:
 
 def _configured(settings: Settings) -> list[str]:
     """The queues of the configuration, in its order."""
-    return list(dict.fromkeys([*settings.queues, *(w.queue for w in settings.workers.values() if w.queue)]))
+    from workerkit.settings.model import queues_of
+
+    consumed = [queue for worker in settings.workers.values() for queue in queues_of(worker)]
+    return list(dict.fromkeys([*settings.queues, *consumed]))
 
 
 def _note_left_out(settings: Settings) -> None:
     """Say on stderr whose queue is not among the configured ones, since only the task names it."""
+    from workerkit.settings.model import queues_of
+
     for name, worker in settings.workers.items():
-        if worker.queue is None:
+        if not queues_of(worker):
             click.echo(f"note: worker {name!r} is left out: its queue is named by its task, not here", err=True)
 
 

@@ -168,10 +168,10 @@ def _with_worker(loaded: LoadedSettings, name: str, class_name: str) -> str:
     from workerkit.settings import WorkerSettings, load
 
     task = f"workers.{name}:{class_name}"
-    wanted = msgspec.structs.replace(
-        loaded.settings, workers={**loaded.settings.workers, name: WorkerSettings(task=task, queue=name)}
-    )
-    edited = add_worker(loaded.path.read_bytes().decode(), name, {"task": task, "queue": name})
+    keys = {"task": task, "queue": name}
+    worker = msgspec.convert(keys, WorkerSettings)
+    wanted = msgspec.structs.replace(loaded.settings, workers={**loaded.settings.workers, name: worker})
+    edited = add_worker(loaded.path.read_bytes().decode(), name, keys)
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / loaded.path.name
         candidate.write_bytes(edited.encode())

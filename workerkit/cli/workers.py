@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workerkit.settings import LoadedSettings
     from workerkit.supervision import Instance
 
+_LIMITS = ("ttl", "prefetch_count", "callback_timeout", "memory_limit")
 _GROUP = "workers"
 """Of the generated files. A project's own programs are in Supervisor too, and are no workers."""
 
@@ -50,21 +51,17 @@ def workers(context: Context, as_json: bool) -> None:
 
 def _configured(loaded: LoadedSettings) -> list[dict[str, Any]]:
     """What the YAML and the environment say about each worker."""
-    from workerkit.settings import format_duration, format_size
+    from workerkit.settings import as_written
+    from workerkit.settings.model import WorkerSettings, queues_of
 
-    return [
-        {
-            "name": name,
-            "task": worker.task,
-            "queue": worker.queue,
-            "instances": worker.instances,
-            "ttl": worker.ttl and format_duration(worker.ttl),
-            "prefetch_count": worker.prefetch_count,
-            "callback_timeout": worker.callback_timeout and format_duration(worker.callback_timeout),
-            "memory_limit": worker.memory_limit and format_size(worker.memory_limit),
-        }
-        for name, worker in loaded.settings.workers.items()
-    ]
+    rows = []
+    for name, worker in loaded.settings.workers.items():
+        section = as_written(WorkerSettings, worker)
+        written = loaded.written_worker_keys[name]
+        limits = {key: section[key] if key in written else None for key in _LIMITS}
+        queue = ", ".join(queues_of(worker)) or None
+        rows.append({"name": name, "task": worker.task, "queue": queue, "instances": worker.instances, **limits})
+    return rows
 
 
 def _live(loaded: LoadedSettings) -> tuple[Sequence[Instance], str]:

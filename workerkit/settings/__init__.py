@@ -5,34 +5,29 @@ from workerkit.settings.model import (
     BindingSettings,
     BrokerSettings,
     DelayedRetrySettings,
-    Duration,
     ExchangeSettings,
     LoggingSettings,
     QueueSettings,
-    RetrySettings,
     Settings,
-    Size,
     SupervisorSettings,
     WorkerSettings,
 )
 from workerkit.settings.schema import json_schema
 from workerkit.settings.secrets import redact, redact_text, redact_url
-from workerkit.settings.units import format_duration, format_size, parse_duration, parse_size
+from workerkit.settings.units import as_written, format_duration, format_size, parse_duration, parse_size
 
 __all__ = [
     "BindingSettings",
     "BrokerSettings",
     "DelayedRetrySettings",
-    "Duration",
     "ExchangeSettings",
     "LoadedSettings",
     "LoggingSettings",
     "QueueSettings",
-    "RetrySettings",
     "Settings",
-    "Size",
     "SupervisorSettings",
     "WorkerSettings",
+    "as_written",
     "format_duration",
     "format_size",
     "json_schema",

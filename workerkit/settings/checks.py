@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 from workerkit.settings.model import BrokerSettings, QueueSettings, Settings, WorkerSettings
 from workerkit.settings.tree import ConfigTree, KeyPath, Problem, did_you_mean
 from workerkit.settings.units import format_duration
-from workerkit.settlement import MAX_DELAY
 
 _MAX_NAME_BYTES: Final = 200
 """AMQP allows 255; the rest is for the suffixes of derived queues."""
@@ -69,17 +68,18 @@ def _check_broker(tree: ConfigTree, broker: BrokerSettings) -> None:
             tree.report(path, problem)
     if broker.heartbeat > 0 and not 1 <= broker.heartbeat <= _MAX_HEARTBEAT:
         tree.report(("broker", "heartbeat"), f"must be 0 (no heartbeats) or from 1s to {_MAX_HEARTBEAT}s")
-    _check_positive(tree, ("broker", "connection_timeout"), broker.connection_timeout)
 
 
 def _url_problem(url: str) -> str | None:
-    """What is wrong with an AMQP URL. The text holds nothing of the URL: any part of it may be the password."""
+    """What is wrong with a broker's URL. The text holds nothing of the URL: any part of it may be the password."""
     if not url.isprintable() or " " in url:
         return "the URL holds spaces or control characters: percent-encode them"
     try:
         parts = urlsplit(url)
     except ValueError:
         return "not a URL: write amqp://user:password@host:5672/vhost"
+    if parts.scheme == "memory":
+        return "the URL must be memory:// alone, or with a name" if set("@:/?#") & set(url[9:]) else None
     if parts.scheme not in {"amqp", "amqps"}:
         return "the URL must begin with amqp:// or amqps://, like amqp://user:password@host:5672/vhost"
     if parts.fragment or "@" in parts.path + parts.query:
@@ -108,7 +108,6 @@ def _check_queue(tree: ConfigTree, path: KeyPath, name: str, queue: QueueSetting
     retry_path = (*path, "delayed_retry")
     if queue.type != "quorum":
         tree.report(retry_path, "only quorum queues have it: write `type: quorum`, or remove it")
-    _check_positive(tree, (*retry_path, "min"), queue.delayed_retry.min)
     if queue.delayed_retry.max < queue.delayed_retry.min:
         least = format_duration(queue.delayed_retry.min)
         tree.report((*retry_path, "max"), f"must be at least `min`, which is {least}")
@@ -133,13 +132,10 @@ def _check_worker(tree: ConfigTree, path: KeyPath, name: str, worker: WorkerSett
         tree.report((*path, "task"), f"`{worker.task}` must be `module:Class`, like workers.thumbnail:ThumbnailWorker")
     if worker.queue is not None:
         _check_name(tree, (*path, "queue"), "queue", worker.queue)
-    for key in ("ttl", "callback_timeout", "memory_limit"):
-        value = getattr(worker, key)
-        if value is not None:
-            _check_positive(tree, (*path, key), value)
-    for index, delay in enumerate(worker.retry.delays if worker.retry else ()):
-        if delay > MAX_DELAY:
-            tree.report((*path, "retry", "delays", index), "is longer than RabbitMQ can wait: use 49d or less")
+    for queue in worker.queues:
+        _check_name(tree, (*path, "queues", queue), "queue", queue)
+    if worker.queue is not None and worker.queues:
+        tree.report((*path, "queues"), "`queue` is given as well: keep one of them")
     _check_environment(tree, (*path, "environment"), worker.environment)
 
 
@@ -165,8 +161,3 @@ def _check_environment(tree: ConfigTree, path: KeyPath, environment: Mapping[str
             tree.report(
                 (*path, name), "the value holds a NUL character or a line break, which Supervisor cannot pass on"
             )
-
-
-def _check_positive(tree: ConfigTree, path: KeyPath, value: float) -> None:
-    if value == 0:
-        tree.report(path, "must be more than 0: remove the key to keep the default")

@@ -7,25 +7,32 @@ mapping entries (its paths say ``$.workers[...].ttl``), and the second error as 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from workerkit.settings.model import Duration, Settings, Size
-from workerkit.settings.reflect import (
+from workerkit.declared import (
+    DURATION,
+    SIZE,
     alternatives,
     bare,
+    constraints,
     container,
     describe,
     describe_value,
     fields,
     is_struct,
     item_type,
+    unit,
 )
+from workerkit.settings.model import Settings
 from workerkit.settings.tree import BROKEN, Broken, ConfigTree, KeyPath, did_you_mean
-from workerkit.settings.units import parse_duration, parse_size
+from workerkit.settings.units import format_duration, parse_duration, parse_size
 
 Section = TypeVar("Section", bound=msgspec.Struct)
+
+_PARSERS: Final = {DURATION: parse_duration, SIZE: parse_size}
+_NOT_ZERO: Final = "must be more than 0: remove the key to keep the default"
 
 
 def convert_settings(tree: ConfigTree) -> Settings:
@@ -40,7 +47,7 @@ def _struct(tree: ConfigTree, tp: type[Section], values: dict[str, object], path
     converted: dict[str, object] = {}
     for key, value in values.items():
         if key not in known:
-            tree.report(path, _unknown_key(key, known), tree.origin((*path, key)))
+            tree.report(path, unknown_key(key, known), tree.origin((*path, key)))
             continue
         result = _value(tree, known[key].type, value, (*path, key))
         if result is not BROKEN:
@@ -77,29 +84,30 @@ def _checked(tree: ConfigTree, tp: Any, value: object, path: KeyPath) -> object:
     try:
         if isinstance(value, str):
             value.encode()  # the environment may hand over bytes that are not UTF-8
-        return msgspec.convert(value, tp, dec_hook=_from_units)
+        value = _from_units(tp, value)
+        return msgspec.convert(value, tp)
     except UnicodeEncodeError:
         tree.report(path, "is not valid UTF-8")
-    except msgspec.ValidationError as error:
-        # A unit's own words say more than ours; msgspec hands them on as the cause.
-        said = error.__cause__
-        tree.report(path, str(said) if isinstance(said, ValueError) else _mismatch(tp, value))
+    except msgspec.ValidationError:
+        tree.report(path, _mismatch(tp, value))
+    except ValueError as error:  # a unit's own words say more than ours
+        tree.report(path, str(error))
     return BROKEN
 
 
-def _from_units(tp: type, value: object) -> object:
-    if isinstance(value, tp):
-        return value
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        if tp is Duration:
-            return parse_duration(value)
-        if tp is Size:
-            return parse_size(value)
-    raise TypeError
+def _from_units(tp: Any, value: object) -> object:
+    measure = next(filter(None, map(unit, alternatives(tp))), None)
+    if measure and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return _PARSERS[measure](value)
+    return value
 
 
 def _mismatch(tp: Any, value: object) -> str:
     members = [bare(member) for member in alternatives(tp)]
+    measured = next((member for member in alternatives(tp) if unit(member)), None)
+    if measured and isinstance(value, int | float) and not isinstance(value, bool):
+        most = constraints(measured).le
+        return _NOT_ZERO if not value or most is None else f"must be at most {format_duration(most)}"
     choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     if choices and isinstance(value, str):
         return f"expected {describe(tp)}, got `{value}`{did_you_mean(value, choices)}"
@@ -113,7 +121,8 @@ def _mismatch(tp: Any, value: object) -> str:
     return f"expected {describe(tp)}, got {describe_value(value)}"
 
 
-def _unknown_key(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The problem with a key that does not exist, with the nearest of ``known`` or all of them."""
     near = did_you_mean(key, known)
     return f"unknown key `{key}`{near}" if near else f"unknown key `{key}`: known here are {', '.join(known)}"
 

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_origin
 
-from workerkit.settings.model import Duration, Settings, Size
-from workerkit.settings.reflect import alternatives, bare, container, fields, is_struct, item_type
+from workerkit.declared import alternatives, bare, container, fields, is_struct, item_type, unit
+from workerkit.settings.model import Settings
 from workerkit.settings.tree import ConfigTree, KeyPath, Origin, dotted
 from workerkit.settings.yamltree import MAX_BYTES, parse_value
 
@@ -21,15 +21,17 @@ _SECTIONS: Final = tuple(field.name.upper() for field in fields(Settings))
 _FILE: Final = "_FILE"
 
 
-class _Key(NamedTuple):
+class Key(NamedTuple):
+    """A key that can be set, and the type of its value."""
+
     path: KeyPath
-    tp: Any
+    type: Any
 
 
 class _Known(NamedTuple):
     """What can be set in this configuration, by the variable's name in upper case."""
 
-    keys: dict[str, list[_Key]]
+    keys: dict[str, list[Key]]
     open_mappings: dict[str, KeyPath]
     """Mappings of text to text (``environment``), which take any further name; by prefix, ending in ``__``."""
 
@@ -65,28 +67,28 @@ def _is_override(name: str) -> bool:
 
 def _known_variables(data: dict[str, object]) -> _Known:
     known = _Known({}, {})
-    for key in _keys(Settings, data, ()):
-        if container(key.tp) is dict:
+    for key in keys_of(Settings, data, ()):
+        if container(key.type) is dict:
             known.open_mappings[f"{_variable(key.path)}__"] = key.path
         else:
             known.keys.setdefault(_variable(key.path), []).append(key)
     return known
 
 
-def _keys(tp: Any, value: object, path: KeyPath) -> Iterator[_Key]:
+def keys_of(tp: Any, value: object, path: KeyPath) -> Iterator[Key]:
     """The keys below ``path`` that can be set: those of the model, for the entries that ``value`` has."""
     present = value if isinstance(value, dict) else {}
     member = next((member for member in alternatives(tp) if is_struct(member) or container(member) is dict), None)
     if member is None:
-        yield _Key(path, tp)
+        yield Key(path, tp)
     elif is_struct(member):
         for field in fields(member):
-            yield from _keys(field.type, present.get(field.name), (*path, field.name))
+            yield from keys_of(field.type, present.get(field.name), (*path, field.name))
     else:
         for name, child in present.items():
-            yield from _keys(item_type(member), child, (*path, name))
+            yield from keys_of(item_type(member), child, (*path, name))
         if item_type(member) is str:
-            yield _Key(path, member)
+            yield Key(path, member)
 
 
 def _variable(path: KeyPath) -> str:
@@ -110,17 +112,22 @@ def _override(tree: ConfigTree, known: _Known, setters: dict[KeyPath, str], name
         if content is None:
             return
         text = content
+    put_text(tree, path, tp, text, origin)
+
+
+def put_text(tree: ConfigTree, path: KeyPath, tp: Any, text: str, origin: Origin) -> None:
+    """Put a value of type ``tp`` into ``tree`` that was given as text, outside the file."""
     tree.put(path, text if _takes_text(tp, text) else parse_value(tree, path, text, origin), origin)
 
 
-def _lookup(known: _Known, name: str) -> tuple[list[_Key], bool]:
+def _lookup(known: _Known, name: str) -> tuple[list[Key], bool]:
     """The keys that variable ``name`` may mean, and whether its value is the name of a file."""
     upper = name.upper()
     if upper in known.keys:
         return known.keys[upper], False
     for prefix, path in known.open_mappings.items():
         if upper.startswith(prefix) and len(upper) > len(prefix):
-            return [_Key((*path, name[len(prefix) :]), str)], False
+            return [Key((*path, name[len(prefix) :]), str)], False
     if upper.endswith(_FILE):
         return known.keys.get(upper.removesuffix(_FILE), []), True
     return [], False
@@ -128,10 +135,13 @@ def _lookup(known: _Known, name: str) -> tuple[list[_Key], bool]:
 
 def _takes_text(tp: Any, text: str) -> bool:
     """Text keys take the value as it is, so that a name or password needs no quotes; lists begin with a bracket."""
-    members = [bare(member) for member in alternatives(tp)]
+    members = alternatives(tp)
     if text.startswith("[") and any(container(member) for member in members):
         return False
-    return any(member in (str, Duration, Size) or get_origin(member) is Literal for member in members)
+    if any(unit(member) for member in members):
+        return text != "null"
+    kinds = [bare(member) for member in members]
+    return int not in kinds and any(kind is str or get_origin(kind) is Literal for kind in kinds)
 
 
 def _read_secret(tree: ConfigTree, path: KeyPath, file: str, origin: Origin) -> str | None:
@@ -160,5 +170,5 @@ def _unknown(known: _Known, name: str) -> str:
     return f"sets nothing that the configuration has (did you mean {PREFIX}{near[0]}, for `{key}`?)"
 
 
-def _ambiguous(keys: list[_Key]) -> str:
+def _ambiguous(keys: list[Key]) -> str:
     return f"may mean {' or '.join(dotted(key.path) for key in keys)}: set it in the YAML"

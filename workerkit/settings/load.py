@@ -32,21 +32,10 @@ class LoadedSettings:
     """
     warnings: tuple[str, ...]
     """What works and will be regretted, one line each, with file, line and key."""
-    written_worker_keys: Mapping[str, frozenset[str]]
-    """For each worker, the keys that the YAML or the environment gives."""
-
-    def explicit_worker_keys(self, name: str) -> dict[str, object]:
-        """The keys of worker ``name`` that an operator wrote, with their values; these outrank class attributes.
-
-        A key written as ``null`` is present with None. ``retry`` is present as a whole when any part of it is
-        written; ``origins`` says which parts.
-
-        Raises:
-            KeyError: there is no such worker.
-        """
-        worker = self.settings.workers[name]
-        written = self.written_worker_keys[name]
-        return {key: getattr(worker, key) for key in worker.__struct_fields__ if key in written}
+    written_worker_keys: Mapping[str, Mapping[str, object]]
+    """For each worker, the keys that the YAML or the environment gives, with their values; these outrank class
+    attributes. A key written as ``null`` is present with None. ``retry`` holds the parts of it that are written.
+    """
 
 
 def load(path: Path, environ: Mapping[str, str]) -> LoadedSettings:
@@ -72,8 +61,26 @@ def load(path: Path, environ: Mapping[str, str]) -> LoadedSettings:
         project_root=folder.parent if folder.name == "config" else folder,
         origins=MappingProxyType({dotted(key): _origin(tree, key) for key in _leaves(settings, ())}),
         warnings=find_warnings(tree, settings),
-        written_worker_keys=MappingProxyType(_written(tree)),
+        written_worker_keys=MappingProxyType(written_keys(tree, settings)),
     )
+
+
+def written_keys(tree: ConfigTree, settings: Settings) -> dict[str, dict[str, object]]:
+    """What the tree gives for each worker, as plain values."""
+    workers = tree.data.get("workers")
+    assert isinstance(workers, dict | None)  # conversion has seen to it
+    return {name: _written(settings.workers[name], worker) for name, worker in (workers or {}).items()}
+
+
+def _written(section: msgspec.Struct, data: dict[str, object]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for key in section.__struct_fields__:
+        if key in data:
+            value, written = getattr(section, key), data[key]
+            values[key] = (
+                _written(value, written) if isinstance(written, dict) and isinstance(value, msgspec.Struct) else value
+            )
+    return values
 
 
 def _origin(tree: ConfigTree, path: KeyPath) -> str:
@@ -89,9 +96,3 @@ def _leaves(value: object, path: KeyPath) -> Iterator[KeyPath]:
             yield from _leaves(item, (*path, key))
     else:
         yield path
-
-
-def _written(tree: ConfigTree) -> dict[str, frozenset[str]]:
-    workers = tree.data.get("workers")
-    assert isinstance(workers, dict | None)  # conversion has seen to it
-    return {name: frozenset(worker) for name, worker in (workers or {}).items()}

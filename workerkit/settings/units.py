@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
-from workerkit.settings.model import Duration, Size
+import msgspec
+
+from workerkit import declared
+from workerkit.declared import DURATION, Duration, Size, alternatives, container, fields, item_type
 
 SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 BYTES: Final = {
@@ -54,7 +57,7 @@ def parse_duration(value: str | float) -> Duration:
         seconds = float(value)
     if not math.isfinite(seconds) or seconds < 0:
         raise _not_a_duration(value)
-    return Duration(seconds)
+    return seconds
 
 
 def format_duration(seconds: float) -> str:
@@ -93,7 +96,7 @@ def parse_size(value: str | float) -> Size:
         raise _not_a_size(value)
     if not 0 <= size <= _LARGEST_SIZE or size != size.to_integral_value():
         raise _not_a_size(value)
-    return Size(size)
+    return int(size)
 
 
 def format_size(size: int) -> str:
@@ -105,6 +108,22 @@ def format_size(size: int) -> str:
         return "0B"
     unit = next(unit for unit, length in BYTES.items() if size % length == 0)
     return f"{size // BYTES[unit]}{unit}"
+
+
+def as_written(tp: Any, value: Any) -> Any:
+    """``value``, declared as ``tp``, as one would write it in the YAML: plain, durations and sizes with their units."""
+    if isinstance(value, msgspec.Struct):
+        return {field.name: as_written(field.type, getattr(value, field.name)) for field in fields(type(value))}
+    member = next((member for member in alternatives(tp) if declared.unit(member) or container(member)), None)
+    if member is None:
+        return value
+    if isinstance(value, dict):
+        return {key: as_written(item_type(member), item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_written(item_type(member), item) for item in value]
+    if isinstance(value, int | float) and (measure := declared.unit(member)):
+        return format_duration(value) if measure == DURATION else format_size(int(value))
+    return value
 
 
 def _plainly(number: float) -> str:

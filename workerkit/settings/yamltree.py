@@ -147,6 +147,8 @@ def _compose(text: str, at: Callable[[int], Origin]) -> yaml.Node | None:
         return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = _line(error.problem_mark)
+        if "nesting depth" in (error.problem or ""):  # newer parsers have a limit of their own
+            raise _fatal(at(line), _TOO_DEEP) from None
         raise _fatal(at(line), f"not valid YAML: {_syntax_problem(error, text, line)}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

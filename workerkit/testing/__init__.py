@@ -4,7 +4,7 @@
 private RabbitMQ node, for tests that need the real one.
 """
 
-from workerkit.brokers.memory import Record
+from workerkit.brokers.memory.record import Record
 from workerkit.testing.harness import WorkerTest
 
 __all__ = ["Record", "WorkerTest"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -13,16 +15,22 @@ from typing import Any, Generic, Self, TypeVar
 import msgspec
 import structlog.testing
 
-from workerkit.brokers.memory import MemoryBroker, Record
+from workerkit import headers as names
+from workerkit.brokers.memory.record import Record
+from workerkit.brokers.memory.store import MemoryStore
+from workerkit.envelope import dead_queue_name
 from workerkit.message import MessageAdapter
+from workerkit.outgoing import Outgoing
 from workerkit.payload import body_decoder
-from workerkit.properties import Properties, encode
-from workerkit.retry import RetryPolicy
-from workerkit.settlement import Cause
+from workerkit.ports import Delivery
+from workerkit.properties import Properties, encode, header_number
+from workerkit.retry import RetryPolicy, decide
+from workerkit.settlement import Acknowledge, Cause, Outcome
 from workerkit.task import WorkerTask
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker.execution import execute
-from workerkit.worker.loading import SETTING_NAMES, Resolved, Spec, check_class, prepare
-from workerkit.worker.ports import Delivery
+from workerkit.worker.loading import Resolved, Spec, check_class, prepare
+from workerkit.worker.selection import Selector, Weighted, make_selector
 
 _PERSISTENT = 2
 _VERDICTS_OF_TESTS = ("_pytest", "hypothesis")
@@ -54,7 +62,7 @@ class WorkerTest(Generic[Task]):
 
     Raises:
         TypeError: there is no such setting.
-        TaskLoadError: a worker would refuse the task, for example because its callback is a coroutine.
+        TaskLoadError: a worker would refuse the task, for example because it has no callback.
         Exception: from entering the ``with`` block, whatever ``initialize`` raises.
     """
 
@@ -68,24 +76,34 @@ class WorkerTest(Generic[Task]):
         self._cls = cls
         self._spec = _spec(cls, settings)
         self._exit_stack = ExitStack()
-        self._broker: MemoryBroker
+        self._store = MemoryStore()
+        self._prefetch_count = 1
+        self._policy = RetryPolicy()
+        self._here: dict[str, deque[Delivery]] = {}
+        self._selector: Selector = Weighted({})
+        self._unsettled: dict[int, Delivery] = {}
         self.task: Task
         """The task instance, initialized; another one after each death."""
         self.logs: Sequence[Mapping[str, Any]] = []
         """What was logged through structlog, as mappings with ``event`` and ``log_level``."""
         self.deaths: list[Cause] = []
         """What ended a task instance, in order."""
+        self.acked: list[Record] = []
+        """Acknowledged messages, in the order of their acknowledgements."""
+        self.published: list[Record] = []
+        """What callbacks published with their acknowledgements, with ``queue``, ``exchange``, ``data``, ``headers`` and
+        ``delay``. What went to a queue that this worker consumes is worked on as well."""
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.logs = stack.enter_context(structlog.testing.capture_logs())
             resolved = self._start()
-            self._broker = MemoryBroker(
-                resolved.queue,
-                worker=self._spec.worker,
-                prefetch_count=resolved.prefetch_count,
-                policy=RetryPolicy(resolved.max_attempts, resolved.delays),
-            )
+            self._policy = RetryPolicy(resolved.max_attempts, resolved.delays)
+            self._prefetch_count = 1 if resolved.prefetch_count == "auto" else resolved.prefetch_count
+            self._here = {queue: deque() for queue in resolved.queues}
+            self._selector = make_selector(resolved.select, resolved.queues, None, _fail_the_test)
+            for queue in self._here:
+                self._store.declare(queue)
             stack.callback(self._release_task)
             self._exit_stack = stack.pop_all()
         return self
@@ -99,6 +117,7 @@ class WorkerTest(Generic[Task]):
         self,
         data: Any = None,
         *,
+        queue: str | None = None,
         body: bytes | None = None,
         content_type: str | None = None,
         headers: Mapping[str, Any] | None = None,
@@ -106,12 +125,14 @@ class WorkerTest(Generic[Task]):
         correlation_id: str | None = None,
         exchange: str = "",
         routing_key: str | None = None,
+        delay: float | None = None,
         **properties: Any,
     ) -> None:
-        """Put a message into the queue.
+        """Put a message into a queue of the worker.
 
         Args:
             data: anything msgspec encodes as JSON.
+            queue: which one; the first unless given.
             body: raw bytes instead of ``data``; no content type goes with them unless one is given.
             content_type: ``application/json`` unless given.
             headers: with ``{"workerkit-attempt": 5}`` it arrives for its fifth attempt.
@@ -119,12 +140,16 @@ class WorkerTest(Generic[Task]):
             correlation_id: the publisher's id of what it belongs to.
             exchange: what ``message.exchange`` says; nothing is routed here.
             routing_key: what ``message.routing_key`` says; the name of the queue unless given.
+            delay: seconds that it waits before it is ready.
             properties: other AMQP properties by name, such as ``reply_to``.
 
         Raises:
             TypeError: there is no such property, or both ``data`` and ``body`` are given.
-            ValueError: a property or a header cannot be sent.
+            ValueError: a property or a header cannot be sent, or the worker does not consume that queue.
         """
+        queue = next(iter(self._here)) if queue is None else queue
+        if queue not in self._here:
+            raise ValueError(f"the worker does not consume {queue!r}; it consumes {', '.join(self._here)}")
         if body is None:
             body = msgspec.json.encode(data)
             content_type = content_type or "application/json"
@@ -139,66 +164,71 @@ class WorkerTest(Generic[Task]):
                 **{"delivery_mode": _PERSISTENT, **properties},
             )
         )
-        self._broker.publish(raw_properties, body, exchange=exchange, routing_key=routing_key)
+        key = queue if routing_key is None else routing_key
+        self._store.put(queue, Outgoing(exchange, key, raw_properties, body, delay))
 
     def run(self) -> int:
         """Work until nothing is ready. The clock stands still.
 
-        What the callback releases stays ready, for the next ``run``: a worker that always releases would never stop.
+        What the callback releases stays in the queue, for the next ``run``: a worker that always releases would never
+        stop. What it publishes to a queue of its own is worked on.
 
         Returns:
             How many callbacks ran.
         """
-        self._broker.redeliver()
+        for queue in self._here:
+            self._store.redeliver(queue)
         ran = 0
         try:
-            while deliveries := self._broker.receive():
-                for delivery in deliveries:
-                    ran += 1
-                    self._run_callback(delivery)
+            while delivery := self._next_delivery():
+                ran += 1
+                self._run_callback(delivery)
         finally:
-            self._broker.requeue()
+            self._store.requeue(self._unsettled.values(), lost=False)
+            self._unsettled.clear()
+            for here in self._here.values():
+                here.clear()
         return ran
 
     def run_all(self) -> int:
-        """Work and move the clock on until nothing is ready or delayed; what the callback releases stays ready.
+        """Work and move the clock on until nothing is ready or delayed; what the callback releases stays in the queue.
 
         Returns:
             How many callbacks ran.
         """
         ran = self.run()
-        while self._broker.advance_to_next_retry():
+        while dues := [record.due for record in self.delayed if record.due and not _is_released(record)]:
+            self._store.advance_to(dues[0])
             ran += self.run()
         return ran
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on by ``seconds``: retries that are due become ready. Nothing runs."""
-        self._broker.advance(seconds)
+        """Move the clock on by ``seconds``: what is due becomes ready. Nothing runs.
+
+        Raises:
+            ValueError: clocks do not run backwards.
+        """
+        self._store.advance(seconds)
 
     @property
     def now(self) -> float:
         """Seconds that the clock has been moved on."""
-        return self._broker.now
+        return self._store.now
 
     @property
     def ready(self) -> list[Record]:
-        """Messages that can be worked on now, the next one first."""
-        return self._broker.ready
+        """Messages that can be worked on now, the next one of each queue first."""
+        return self._store.ready(*self._here)
 
     @property
     def delayed(self) -> list[Record]:
-        """Messages that wait for their retry, the next one first; ``due`` says until when."""
-        return self._broker.delayed
-
-    @property
-    def acked(self) -> list[Record]:
-        """Acknowledged messages, in the order of their acknowledgements."""
-        return self._broker.acked
+        """Messages that wait for their time, the next one first; ``due`` says until when."""
+        return self._store.delayed(*self._here)
 
     @property
     def dead_letters(self) -> list[Record]:
         """Dead letters, oldest first, with ``reason``, ``cause`` and the headers they have on the wire."""
-        return self._broker.dead_letters
+        return self._store.ready(*map(dead_queue_name, self._here))
 
     def _start(self) -> Resolved:
         task, resolved = prepare(self._spec, self._cls, os.getpid())
@@ -210,13 +240,71 @@ class WorkerTest(Generic[Task]):
     def _release_task(self) -> None:
         self.task.shutdown_helper.release()
 
+    def _next_delivery(self) -> Delivery | None:
+        for queue, here in self._here.items():
+            if not here:
+                here.extend(self._store.receive(queue, self._prefetch_count))
+                self._unsettled |= {delivery.tag: delivery for delivery in here}
+        waiting = {queue: len(here) for queue, here in self._here.items() if here}
+        if not waiting:
+            return None
+        queue = self._selector.choose(waiting, time.monotonic())
+        assert queue is not None, "a selector waits only for what a broker may be sending"
+        return self._here[queue].popleft()
+
     def _run_callback(self, delivery: Delivery) -> None:
-        message = MessageAdapter(delivery, partial(self._broker.settle, delivery), self._decode_body)
+        message = MessageAdapter(delivery, _Handle(partial(self._settle, delivery)), self._decode_body)
         death = execute(self.task, message, _let_the_test_fail)
         structlog.contextvars.clear_contextvars()
         if death is not None:
             self.deaths.append(death)
             self._start()
+
+    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        settlement = decide(outcome, delivery, self._policy)
+        if isinstance(settlement, Acknowledge):
+            # What goes elsewhere is for the test to look at: in production somebody else consumes it.
+            own = tuple(item for item in settlement.publish if not item.exchange and item.routing_key in self._here)
+            self.acked.append(self._store.settle(delivery, Acknowledge(own), self._spec.worker))
+            self.published += map(_record, settlement.publish)
+        else:
+            self._store.settle(delivery, settlement, self._spec.worker)
+        del self._unsettled[delivery.tag]
+
+
+class _Handle:
+    """How a message reaches the test's store.
+
+    Args:
+        settle: what a verb does.
+    """
+
+    lost = False
+    """Nothing is lost here."""
+
+    def __init__(self, settle: Callable[[Outcome], None]) -> None:
+        self.settle = settle
+
+
+def _fail_the_test(text: str) -> None:
+    raise AssertionError(f"select: {text}")
+
+
+def _record(outgoing: Outgoing) -> Record:
+    return Record(
+        "" if outgoing.exchange else outgoing.routing_key,
+        outgoing.body,
+        outgoing.raw_properties,
+        outgoing.exchange,
+        outgoing.routing_key,
+        attempt=1,
+        delay=outgoing.delay,
+    )
+
+
+def _is_released(record: Record) -> bool:
+    """Whether it waits because the task has put it back: only the test can know for how long to go on with that."""
+    return record.cause is None and header_number(record.raw_properties, names.RELEASES) > 0
 
 
 def _let_the_test_fail(_cause: Cause) -> None:
@@ -229,15 +317,15 @@ def _let_the_test_fail(_cause: Cause) -> None:
 
 
 def _spec(cls: type[WorkerTask], settings: Mapping[str, Any]) -> Spec:
-    config = {"queue": cls.queue or "test", **settings}
+    config = settings if cls.queues or "queues" in settings else {"queue": cls.queue or "test", **settings}
     if isinstance(policy := config.get("retry"), RetryPolicy):
-        config["retry"] = {"max_attempts": policy.max_attempts, "delays": policy.delays}
+        config = {**config, "retry": {"max_attempts": policy.max_attempts, "delays": policy.delays}}
     return Spec(
         worker=cls.__name__,
         instance="00",
         task=f"{cls.__module__}:{cls.__qualname__}",
         project_root="",  # nothing is imported
         log_level="debug",
-        config=config,
+        config=dict(config),
         inline=True,  # a memory limit would be the test's own
     )

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from workerkit.errors import ExitCode
-from workerkit.worker.link import READ_SIZE, Frame, FrameReader, Page
+from workerkit.worker.link import READ_SIZE, Frame, FrameReader
+from workerkit.worker.orphans import MARK, Orphans
+from workerkit.worker.page import Page
 
 _STACKS_DEADLINE = 0.5
 """Seconds that faulthandler gets to write every thread's stack; it takes milliseconds."""
@@ -45,7 +47,7 @@ class Exit:
     crash_text: str = ""
 
 
-class Events(Protocol):
+class ChildEvents(Protocol):
     """What the owner of an executor is told. Every call comes from the event loop."""
 
     def on_frames(self, frames: list[Frame]) -> None:
@@ -64,12 +66,12 @@ class Events(Protocol):
         """It is gone, and all its frames have been handed over before this."""
 
 
-class Executor:
+class Child:
     """An executor as the consumer sees it: frames in both directions, without ever blocking the loop, and the page."""
 
     pid: int
 
-    def __init__(self, sock: socket.socket, page: Page, events: Events) -> None:
+    def __init__(self, sock: socket.socket, page: Page, events: ChildEvents) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._reader = FrameReader()
@@ -175,7 +177,7 @@ class Executor:
             self._events.on_congested(congested)
 
 
-class InlineExecutor(Executor):
+class InlineChild(Child):
     """An executor on the main thread of this process, the consumer being on another: for debuggers."""
 
     pid = os.getpid()
@@ -192,17 +194,24 @@ class InlineExecutor(Executor):
         return "\n".join(f"Thread {ident}:\n" + "".join(traceback.format_stack(top)) for ident, top in frames.items())
 
 
-class ProcessExecutor(Executor):
+class ProcessChild(Child):
     """An executor in a process of its own: a fresh interpreter, the consumer's only child.
 
     It is its own process group, so signals for the worker's group (Ctrl-C, Supervisor's ``stopasgroup``) reach only the
     consumer, and what the user's code started can be ended with it.
 
+    Args:
+        events: what its owner is told.
+        environment: variables on top of this process' own.
+        orphans: ends what left its process group, too. None: that is nobody's business.
+
     Raises:
         OSError: no process could be started.
     """
 
-    def __init__(self, events: Events, environment: Mapping[str, str]) -> None:
+    def __init__(self, events: ChildEvents, environment: Mapping[str, str], orphans: Orphans | None = None) -> None:
+        self._orphans = orphans
+        self._mark = orphans.new_mark() if orphans is not None else ""
         ours, theirs = socket.socketpair()
         page, page_fd = Page.create()
         self._crash_fd = os.memfd_create("workerkit-crash", os.MFD_CLOEXEC)
@@ -216,7 +225,7 @@ class ProcessExecutor(Executor):
                 command,
                 pass_fds=fds,
                 process_group=0,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, MARK: self._mark},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -241,6 +250,8 @@ class ProcessExecutor(Executor):
             os.close(self._crash_fd)
             raise
         self._loop.add_reader(self._pidfd, self._on_death)
+        if orphans is not None:
+            orphans.on_started(self._mark, self.pid)
         self._outputs = [
             _Output(self._loop, pipe.fileno(), name, events)
             for pipe, name in ((self._process.stdout, "stdout"), (self._process.stderr, "stderr"))
@@ -279,6 +290,8 @@ class ProcessExecutor(Executor):
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         returncode = self._process.wait()
+        if self._orphans is not None:
+            self._orphans.on_gone(self._mark)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # some of it may be another user's
             os.killpg(self.pid, signal.SIGKILL)  # what it started must not outlive it
         while self.drain() and self._has_more():
@@ -307,7 +320,7 @@ class ProcessExecutor(Executor):
 class _Output:
     """Lines from the executor's stdout or stderr. A line without an end is handed over in pieces."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, stream: str, events: Events) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, stream: str, events: ChildEvents) -> None:
         self._loop = loop
         self._fd = fd
         self._stream = stream

@@ -1,6 +1,6 @@
-"""The consumer process of a worker: between the broker and the executor, on one event loop.
+"""The consumer process of a worker: between the broker and the executors, on one event loop.
 
-It never imports the user's code, so nothing a user writes can block its heartbeats or take it down.
+It never imports the user's task, so nothing a task does can block its heartbeats or take it down.
 """
 
 from __future__ import annotations
@@ -8,25 +8,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workerkit.errors import ExitCode, TaskLoadError
+from workerkit.ports import Broker, Delivery, Plan
 from workerkit.retry import RetryPolicy
-from workerkit.worker.child import Events, Executor
-from workerkit.worker.keeper import EXIT_TIMEOUT, Keeper
+from workerkit.worker.child import Child, ChildEvents
+from workerkit.worker.intake import Intake
+from workerkit.worker.life import EXIT_TIMEOUT
 from workerkit.worker.loading import Resolved, Spec
-from workerkit.worker.ports import Broker, Delivery, Subscription
+from workerkit.worker.pool import Pool
+from workerkit.worker.selection import Selector, make_selector
 from workerkit.worker.settler import Settler, WriteEvents
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-_PAUSE_TIMEOUT = 2.0
+_TELL_TIMEOUT = 2.0
 """Seconds a broker gets to confirm that it sends no more; a frozen one must not hold up a stop."""
 _CONFIRM_TIMEOUT = 1.0
 """Seconds past the deadline for retries and dead letters that wait for their confirmation."""
+_CLOSE_TIMEOUT = 1.5
+"""Seconds past the deadline for the broker to say that it has every settlement; the worker's own deadline is earlier
+than Supervisor's by more than this and the one before together."""
+_UNHURRIED = 30.0
+"""Seconds for that in a stop without a deadline."""
+_HAND_BACK_AFTER = 0.2
+"""Seconds that a callback runs before what waits for it is given back, if somebody else could take it."""
+_ASK_AGAIN = 0.5
+"""Seconds between questions whether somebody could."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Options:
     """How one run of a worker differs from another.
 
     Attributes:
-        grace: seconds from the signal to stop until the running callback is ended.
+        grace: seconds from the signal to stop until the running callbacks are ended.
         limit: messages to work on before a planned end; None for no limit.
     """
 
@@ -45,8 +57,8 @@ class Options:
 class Consumer:
     """One running worker.
 
-    1. Has an executor started, learns what the task wants, consumes that queue.
-    2. Hands deliveries on, up to the limit and not while paused.
+    1. Has an executor started, learns what the task wants, consumes its queues.
+    2. Hands deliveries on, up to the limit and not while there is a reason not to.
     3. On a signal, at the end of its TTL or at its limit: drains, hands back, ends.
     """
 
@@ -56,7 +68,7 @@ class Consumer:
         options: Options,
         *,
         broker: Broker,
-        start_executor: Callable[[Events], Executor],
+        start_child: Callable[[ChildEvents], Child],
         log: FilteringBoundLogger,
         write_line: Callable[[bytes], None],
         write_events: WriteEvents,
@@ -64,21 +76,24 @@ class Consumer:
         self._spec = spec
         self._broker = broker
         self._options = options
+        self.on_line = write_line
         self._log = log
         self._started = time.monotonic()
         self._changed = asyncio.Event()
-        self._settler = Settler(broker, log, write_events, self._changed.set, self.on_failed)
-        self._keeper = Keeper(spec, start_executor, self._settler, self, log)
+        self._settler = Settler(broker, log, write_events, self._changed.set)
+        self._intake: Intake | None = None
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._limit_left = options.limit
-        self._stalled = False
-        self._paused = False
         self._stop = asyncio.Event()
         self._stop_reason = ""
         self._stop_signals = 0
         self._deadline: float | None = None
+        self._asked_elsewhere = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.on_line = write_line
+        self._pool = Pool(spec, start_child, self._settler, self, log)
+        self.on_settled = self._settler.on_settled
+        self.on_dropped = self._settler.on_dropped
+        self.on_unpublished = self._settler.on_unpublished
         self.exit_code = ExitCode.OK
 
     # ---- a run, top to bottom
@@ -88,18 +103,20 @@ class Consumer:
 
         Raises:
             TaskLoadError: the task cannot be used.
+            ConfigurationError: what was configured cannot be consumed or selected by.
             AccessRefused: the broker refused; one that is away is waited for.
-            TopologyMismatch: something exists on the broker with other arguments.
         """
         try:
-            self._keeper.start()
+            self._pool.open()
             await self._start_or_stop()
             await self._stop.wait()
             self._log.info("worker.stopping", reason=self._stop_reason)
             await self._drain()
         finally:
-            await self._keeper.end(self._exit_patience())
-            await self._broker.close()
+            await self._pool.end(self._exit_patience())
+            if self._intake is not None:
+                self._intake.close()
+            await self._broker.close(self._close_patience())
         self._log.info("worker.exit", reason=self._stop_reason, code=int(self.exit_code))
 
     async def _start_or_stop(self) -> None:
@@ -115,20 +132,53 @@ class Consumer:
             await asyncio.wait({start, stop})
 
     async def _start(self) -> None:
-        resolved = await self._resolved
+        resolved = await asyncio.shield(self._resolved)
         self._settler.policy = RetryPolicy(resolved.max_attempts, resolved.delays)
         if resolved.ttl is not None:
             left = max(0.0, self._started + resolved.ttl - time.monotonic())
             asyncio.get_running_loop().call_later(left, self.stop, "ttl")
-        prefetch = min(resolved.prefetch_count, self._limit_left or resolved.prefetch_count)
-        await self._broker.start(Subscription(self._spec.worker, resolved.queue, prefetch, resolved.delays), self)
-        self._log.info("worker.consuming", queue=resolved.queue, prefetch_count=prefetch)
+        selector = self._make_selector(resolved)
+        queues = tuple(resolved.queues)
+        await self._broker.start(Plan(self._spec.worker, queues, resolved.delays, resolved.max_losses), self)
+        prefetch = resolved.prefetch_count
+        self._intake = Intake(
+            self._broker,
+            queues,
+            fixed=prefetch if isinstance(prefetch, int) else None,
+            slots=resolved.executors * resolved.concurrency,
+            most=self._options.limit,
+            on_open=self._on_open if selector is None else selector.on_open,
+            on_failed=self.on_failed,
+            log=self._log,
+        )
+        auto = self._intake.auto
+        each = max(1, prefetch // resolved.executors) if isinstance(prefetch, int) else 1
+        self._pool.ahead = (lambda: each) if auto is None else (lambda: auto.ahead)
+        names: dict[str, Any] = {"queue": queues[0]} if len(queues) == 1 else {"queues": resolved.queues}
+        self._intake.allow("starting")
+        await self._intake.settle_down(_UNHURRIED)
+        self._log.info("worker.consuming", **names, prefetch_count=prefetch)
+
+    def _make_selector(self, resolved: Resolved) -> Selector | None:
+        if len(resolved.queues) == 1:
+            return None
+
+        def report(text: str) -> None:
+            self._log.error("select.failed", select=resolved.select, error=text, note="going on with `weighted`")
+
+        selector = make_selector(resolved.select, resolved.queues, resolved.starve_after, report)
+        self._pool.choose_by(selector)
+        return selector
+
+    def _on_open(self, queue: str, now: float) -> None:
+        """With one queue nothing depends on when it is consumed."""
 
     def stop(self, reason: str) -> None:
-        """Begin to stop and let the running callback finish."""
+        """Begin to stop and let the running callbacks finish."""
         if not self._stop.is_set():
             self._stop_reason = reason
             self._stop.set()
+            self._refuse("stopping")
         self._changed.set()
 
     def stop_by_signal(self, name: str) -> None:
@@ -138,27 +188,32 @@ class Consumer:
         self.stop(name)
 
     async def _drain(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._broker.pause(), _PAUSE_TIMEOUT)
+        if self._intake is not None:
+            await self._intake.settle_down(_TELL_TIMEOUT)
         if self._stop_reason != "limit":
-            self.on_unstarted(await self._keeper.recall())
+            self.on_unstarted(await self._pool.recall())
         if await self._until_idle():
             return
-        self._log.warning("worker.deadline", **await self._keeper.stacks())
-        self._keeper.hand_back()
+        for stacks in await self._pool.stacks():
+            self._log.warning("worker.deadline", **stacks)
+        self._pool.hand_back()
         self._deadline = time.monotonic() + _CONFIRM_TIMEOUT
-        if not await self._until_idle():
-            self._settler.abandon()
+        await self._until_idle()
 
     def _exit_patience(self) -> float:
-        """Seconds for the executor to end by itself; close to the deadline there is not much left of them."""
+        """Seconds for the executors to end by themselves; close to the deadline there are not many left of them."""
         if self._deadline is None:
             return EXIT_TIMEOUT
         return max(0.5, min(EXIT_TIMEOUT, self._deadline - time.monotonic()))
 
+    def _close_patience(self) -> float:
+        if self._deadline is None:
+            return _UNHURRIED
+        return max(0.0, self._deadline - time.monotonic()) + _CLOSE_TIMEOUT
+
     async def _until_idle(self) -> bool:
         """Wait until everything that was started is settled. False when the deadline came first."""
-        while self._keeper.busy or self._settler.busy:
+        while self._pool.busy or self._settler.busy:
             left = None if self._deadline is None else self._deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
@@ -170,30 +225,39 @@ class Consumer:
     # ---- signals
 
     def pause(self) -> None:
-        """Finish the running message, start no other, hand back what was not started."""
-        if not self._paused and not self._stop.is_set():
-            self._paused = True
+        """Finish the running messages, start no other, hand back what was not started."""
+        if self._intake is not None and "paused" not in self._intake.reasons and not self._stop.is_set():
             self._log.info("worker.paused")
-            self._in_background(self._stop_taking())
+            self._intake.refuse("paused")
+            self._in_background(self._give_back_unstarted(self._intake))
 
     def resume(self) -> None:
         """Take messages again after ``pause``."""
-        if self._paused and not self._stop.is_set():
-            self._paused = False
+        if self._intake is not None and "paused" in self._intake.reasons and not self._stop.is_set():
             self._log.info("worker.resumed")
-            if not self._stalled:
-                self._in_background(self._broker.resume())
+            self._intake.allow("paused")
+
+    def reload(self) -> None:
+        """Replace the executors, one at a time, by such that load the task anew."""
+        if not self._stop.is_set():
+            self._log.info("worker.reloading")
+            self._pool.reload()
 
     def log_stacks(self) -> None:
-        """Log the stack of every thread of the executor, and the message it works on."""
+        """Log the stack of every thread of each executor, and what it works on."""
         self._in_background(self._log_stacks())
 
     async def _log_stacks(self) -> None:
-        self._log.info("worker.stacks", **await self._keeper.stacks())
+        for stacks in await self._pool.stacks():
+            self._log.info("worker.stacks", **stacks)
 
-    async def _stop_taking(self) -> None:
-        await self._broker.pause()
-        self.on_unstarted(await self._keeper.recall())
+    async def _give_back_unstarted(self, intake: Intake) -> None:
+        await intake.settle_down(_UNHURRIED)
+        self.on_unstarted(await self._pool.recall())
+
+    def _refuse(self, reason: str) -> None:
+        if self._intake is not None:
+            self._intake.refuse(reason)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -215,23 +279,23 @@ class Consumer:
     # ---- from the broker
 
     def on_deliveries(self, deliveries: list[Delivery]) -> None:
-        """Messages arrived. What comes after a stop, in a pause or over the limit goes back."""
-        if self._stop.is_set() or self._paused or self._stalled:
-            self._settler.release(deliveries)
+        """Messages arrived. What comes while there is a reason not to take it, or over the limit, goes back."""
+        if self._intake is None or self._intake.reasons:
+            self._settler.hand_back(deliveries)
             return
         if self._limit_left is not None:
-            self._settler.release(deliveries[self._limit_left :])
+            self._settler.hand_back(deliveries[self._limit_left :])
             deliveries = deliveries[: self._limit_left]
             self._limit_left -= len(deliveries)
-        self._keeper.forward(deliveries)
+        self._pool.run(deliveries)
         if self._limit_left == 0:
             self.stop("limit")
 
-    def on_channel_lost(self) -> None:
-        """All that was delivered is the broker's again."""
-        self._uncount(self._keeper.forget())
+    def on_lost(self, receipts: Collection[Any]) -> None:
+        """These are the broker's again."""
+        self._uncount(self._pool.forget(receipts))
 
-    # ---- from the keeper of the executor
+    # ---- from the executors
 
     def on_ready(self, resolved: Resolved) -> None:
         """An executor is ready for messages."""
@@ -241,10 +305,8 @@ class Consumer:
             self._log.warning("worker.changed", note="the task's settings are other ones now; restarting")
             self.exit_code = ExitCode.TEMPORARY
             self.stop("the task's settings changed")
-        if self._stalled:
-            self._stalled = False
-            if not self._paused and not self._stop.is_set():
-                self._in_background(self._broker.resume())
+        if self._intake is not None:
+            self._intake.allow("stalled")
 
     def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
         """An executor could not load the task: the end of a start, a nuisance in a worker that ran (a deploy, say)."""
@@ -255,12 +317,10 @@ class Consumer:
 
     def on_stalled(self) -> None:
         """No executor gets ready: let other workers have the messages until one does."""
-        if not self._stalled:
-            self._stalled = True
-            self._in_background(self._broker.pause())
+        self._refuse("stalled")
 
     def on_congested(self, congested: bool) -> None:
-        """Read no further ahead of the executor than its link holds."""
+        """Read no further ahead of an executor than its link holds."""
         self._broker.hold(congested)
 
     def on_executor_lost(self) -> None:
@@ -271,7 +331,32 @@ class Consumer:
     def on_unstarted(self, deliveries: list[Delivery]) -> None:
         """Hand messages back that nobody has started."""
         self._uncount(len(deliveries))
-        self._settler.release(deliveries)
+        self._settler.hand_back(deliveries)
+
+    def on_finished(self, finished: list[Delivery]) -> None:
+        """Callbacks have ended: their durations say how much to take ahead."""
+        if self._intake is not None:
+            self._intake.note(finished)
+
+    def on_waiting(self, seconds: float) -> None:
+        """What waits for long callbacks should run elsewhere, if there is somebody."""
+        intake, now = self._intake, time.monotonic()
+        if intake is None or intake.auto is None or intake.reasons:
+            return
+        intake.note_running(seconds)
+        if seconds > _HAND_BACK_AFTER and now - self._asked_elsewhere > _ASK_AGAIN:
+            self._asked_elsewhere = now
+            self._in_background(self._share(intake))
+
+    async def _share(self, intake: Intake) -> None:
+        """Give back what others could take: the window is small by now, so nothing comes back in its place."""
+        queues = self._resolved.result().queues
+        wanted = [queue for queue in queues if await self._broker.wanted_elsewhere(queue)]
+        if wanted and not intake.reasons:
+            await intake.settle_down(_TELL_TIMEOUT)
+            unstarted = await self._pool.recall()
+            self._pool.on_put_back([delivery for delivery in unstarted if delivery.queue not in wanted])
+            self.on_unstarted([delivery for delivery in unstarted if delivery.queue in wanted])
 
     def on_change(self) -> None:
         """Something happened that a drain may be waiting for."""

@@ -1,14 +1,16 @@
 """The execution of one delivery: the callback, and everything that can come out of it.
 
-No process, socket or clock is involved, so the same code runs in an executor and in a user's test.
+No process, socket or clock is involved, so the same code runs in an executor and in a user's test. Callbacks that are
+coroutine functions have ``coroutines.execute``, which follows the rules that stand here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 
 from workerkit.errors import RejectMessage, RetryMessage, UndecodableBody
@@ -20,15 +22,33 @@ MAX_TEXT = 32_000
 """Characters of an exception's text that travel with a cause."""
 MAX_TRACEBACK = 32_000
 """Characters of a traceback that travel with a cause; the end of it, where the error is."""
+CANCELLED = "the callback ran longer than its limit and was cancelled"
 
 
-def execute(task: WorkerTask, message: MessageAdapter, dying: Callable[[Cause], None]) -> Cause | None:
+def run_alone(awaitable: Awaitable[None]) -> None:
+    """Run what a coroutine function of the task's has to do to its end, on a loop of its own."""
+
+    async def run() -> None:
+        await awaitable
+
+    asyncio.run(run())
+
+
+def execute(
+    task: WorkerTask,
+    message: MessageAdapter,
+    dying: Callable[[Cause], None],
+    complete: Callable[[Awaitable[None]], object] = run_alone,
+) -> Cause | None:
     """Run the callback on one message and see it settled, whatever comes out.
+
+    ``coroutines.execute`` is the same for a callback that is a coroutine function.
 
     Args:
         task: whose callback to run.
         message: what to run it on.
         dying: called with the cause when ``shutdown`` is about to run in this dying interpreter.
+        complete: runs ``shutdown`` to its end when that is a coroutine function.
 
     Returns:
         The cause when this interpreter must end: it was asked to exit, interrupted, or ran out of memory. ``shutdown``
@@ -38,42 +58,61 @@ def execute(task: WorkerTask, message: MessageAdapter, dying: Callable[[Cause], 
     helper.arm(message)
     try:
         task.callback(message)
-    except MemoryError as error:
-        helper.release()
-        cause = _memory_cause(error)
-        dying(cause)
-        return end_by(task, message, cause)
-    except Exception as error:  # noqa: BLE001 - whatever a user's code raises is a failed attempt
-        _fail(task, message, error)
     except BaseException as error:  # noqa: BLE001 - the message is settled before the process ends
-        helper.release()
-        cause = _exit_cause(error)
-        dying(cause)
-        return end_by(task, message, cause)
+        cause = fail(task, message, error)
+        if cause is not None:
+            dying(cause)
+            return end_by(task, message, cause, complete)
     else:
         if message.outcome is None:
-            _returned_unsettled(task, message)
+            returned_unsettled(task, message)
     finally:
-        helper.disarm()
+        helper.disarm(message)
     return None
 
 
-def end_by(task: WorkerTask, message: MessageAdapter, cause: Cause) -> Cause:
+def end_by(
+    task: WorkerTask,
+    message: MessageAdapter,
+    cause: Cause,
+    complete: Callable[[Awaitable[None]], object] = run_alone,
+) -> Cause:
     """Run ``shutdown`` for a message whose callback died of ``cause``, and settle by default what it leaves unsettled.
 
     Everything here may run in the last bytes of memory: it imports nothing and formats no object of the user's.
     """
+    with ending(task, message, cause):
+        result = task.shutdown(message, cause)
+        if inspect.isawaitable(result):
+            complete(result)
+    return cause
+
+
+@contextlib.contextmanager
+def ending(task: WorkerTask, message: MessageAdapter, cause: Cause) -> Iterator[None]:
+    """Surrounds ``shutdown``."""
     message.blame(cause)
     try:
-        task.shutdown(message, cause)
+        yield
     except BaseException as error:  # noqa: BLE001 - a message must be settled even if its shutdown() exits
         _try_log(task, "shutdown.failed", error)
     if not message.settled:
         message.nack()
-    return cause
 
 
-def _fail(task: WorkerTask, message: MessageAdapter, error: Exception) -> None:
+def fail(task: WorkerTask, message: MessageAdapter, error: BaseException) -> Cause | None:
+    """Settle a message by what came out of its callback. What ends the interpreter settles nothing: it is returned."""
+    if isinstance(error, MemoryError):
+        task.shutdown_helper.release()  # before anything else: what follows needs memory
+        return _memory_cause(error)
+    if isinstance(error, Exception):
+        fail_attempt(task, message, error)
+        return None
+    task.shutdown_helper.release()
+    return exit_cause(error)
+
+
+def fail_attempt(task: WorkerTask, message: MessageAdapter, error: BaseException) -> None:
     """An ordinary exception: a failed attempt, or a decision that was raised instead of called."""
     if message.settled:
         _try_log(task, "callback.raised_after_settling", error)
@@ -87,7 +126,17 @@ def _fail(task: WorkerTask, message: MessageAdapter, error: Exception) -> None:
         message.settle(Outcome(Verb.NACK, cause=_exception_cause(error, Reason.EXCEPTION)))
 
 
-def _returned_unsettled(task: WorkerTask, message: MessageAdapter) -> None:
+def fail_cancelled(task: WorkerTask, message: MessageAdapter, error: BaseException) -> None:
+    """A callback ended because it was told to."""
+    if message.settled:
+        _try_log(task, "callback.raised_after_settling", error)
+    else:
+        cause = Cause(Reason.TIMEOUT, CANCELLED, traceback=_traceback(error))
+        message.settle(Outcome(Verb.NACK, cause=cause))
+
+
+def returned_unsettled(task: WorkerTask, message: MessageAdapter) -> None:
+    """A normal return without a verb: an acknowledgement with ``auto_ack``, else a bug in the worker."""
     if task.auto_ack:
         message.settle(ACK)
         return
@@ -99,13 +148,17 @@ def _returned_unsettled(task: WorkerTask, message: MessageAdapter) -> None:
     task.logger.error("callback.unsettled", where=where, hint=text)
 
 
-def _exception_cause(error: Exception, reason: Reason) -> Cause:
+def _exception_cause(error: BaseException, reason: Reason) -> Cause:
     return Cause(
         reason,
         message=_text(error),
         exception=_type_name(error),
-        traceback="".join(traceback.format_exception(error))[-MAX_TRACEBACK:],
+        traceback=_traceback(error),
     )
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
 
 
 def _memory_cause(error: MemoryError) -> Cause:
@@ -115,7 +168,8 @@ def _memory_cause(error: MemoryError) -> Cause:
     return Cause(Reason.MEMORY, "out of memory: MemoryError in the callback", "MemoryError", brief)
 
 
-def _exit_cause(error: BaseException) -> Cause:
+def exit_cause(error: BaseException) -> Cause:
+    """The cause when this ends the interpreter."""
     brief = _brief_traceback(error.__traceback__)
     if isinstance(error, SystemExit):
         code = error.code

@@ -7,30 +7,23 @@ import inspect
 import resource
 import sys
 import traceback
+from collections.abc import Awaitable, Callable, Container
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from workerkit.declared import describe, settings_of
 from workerkit.errors import TaskLoadError
 from workerkit.payload import body_decoder
 from workerkit.retry import RetryPolicy
 from workerkit.task import WorkerTask
+from workerkit.task_settings import SETTING_NAMES, ResolvedSettings, TaskSettings
 from workerkit.worker import cgroup
+from workerkit.worker.execution import run_alone
 
 CGROUP_SHARE = 0.9
 """Default memory limit of the executor as a share of the cgroup's: Python must see the end before the kernel does."""
-
-SETTING_NAMES = (
-    "queue",
-    "prefetch_count",
-    "ttl",
-    "callback_timeout",
-    "memory_limit",
-    "auto_ack",
-    "spare_memory_multiplier",
-    "retry",
-)
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -43,25 +36,32 @@ class Spec(msgspec.Struct, frozen=True):
     project_root: str
     log_level: str
     config: dict[str, Any] = {}
-    """Settings written in the YAML or the environment, by name; ``retry`` is a mapping."""
+    """Settings written in the YAML or the environment, by name; ``retry`` is a mapping with what is written of it."""
     overrides: dict[str, Any] = {}
-    """Settings given on the command line."""
+    """Settings given on the command line, likewise."""
     inline: bool = False
 
 
-class Resolved(msgspec.Struct, frozen=True):
-    """What the executor answers in READY: every setting with the value that counts, and where each came from."""
+if TYPE_CHECKING:
+
+    class _Resolved(ResolvedSettings, msgspec.Struct, frozen=True):
+        """As below, for type checkers, which do not see the fields of a ``defstruct``."""
+
+else:
+    _Resolved = msgspec.defstruct("_Resolved", settings_of(ResolvedSettings), frozen=True, kw_only=True)
+
+
+class Resolved(_Resolved, frozen=True, kw_only=True):
+    """What the executor answers in READY: every setting with the value that counts, and where each came from.
+
+    A single queue is in ``queues`` with a weight of 1.
+    """
 
     pid: int
-    queue: str
-    prefetch_count: int
-    ttl: float | None
-    callback_timeout: float | None
-    memory_limit: int | None
-    auto_ack: bool
-    spare_memory_multiplier: int
     max_attempts: int
     delays: tuple[float, ...]
+    asynchronous: bool = False
+    """``callback`` is a coroutine function."""
     origins: dict[str, str]
     """From setting name to ``default``, ``class``, ``configuration``, ``initialize()`` or ``command line``."""
 
@@ -105,17 +105,41 @@ def check_class(cls: type[WorkerTask], where: str) -> None:
     """See that a task can be called. Raises TaskLoadError, whose text starts with ``where``."""
     if cls.callback is WorkerTask.callback:
         raise TaskLoadError(f"{where}: {cls.__name__} does not implement callback(self, message)")
-    if inspect.iscoroutinefunction(cls.callback):
-        raise TaskLoadError(f"{where}: {cls.__name__}.callback is a coroutine; write `def callback(self, message)`")
 
 
-def prepare(spec: Spec, cls: type[WorkerTask], pid: int) -> tuple[WorkerTask, Resolved]:
+def prepare(
+    spec: Spec, cls: type[WorkerTask], pid: int, complete: Callable[[Awaitable[None]], object] = run_alone
+) -> tuple[WorkerTask, Resolved]:
     """Make the task, apply its settings in their order of precedence and call ``initialize``.
+
+    Args:
+        spec: what the worker is.
+        cls: of the task.
+        pid: of the process that is going to run it.
+        complete: runs ``initialize`` to its end when that is a coroutine function.
 
     Raises:
         TaskLoadError: a setting has a value that cannot be used.
         Exception: whatever ``initialize`` raises.
     """
+    draft = configure(spec, cls)
+    result = draft.task.initialize()
+    if inspect.isawaitable(result):
+        complete(result)
+    return draft.task, settle_settings(spec, draft, pid)
+
+
+class Draft(NamedTuple):
+    """A task that is about to be initialized."""
+
+    task: WorkerTask
+    origins: dict[str, str]
+    configured: dict[str, Any]
+    """The value of each setting before ``initialize``."""
+
+
+def configure(spec: Spec, cls: type[WorkerTask]) -> Draft:
+    """Make the task, with what the configuration says. Raises TaskLoadError when the memory limit cannot work."""
     task = cls()
     origins = {
         name: "class" if getattr(cls, name) != getattr(WorkerTask, name) else "default" for name in SETTING_NAMES
@@ -123,50 +147,68 @@ def prepare(spec: Spec, cls: type[WorkerTask], pid: int) -> tuple[WorkerTask, Re
     _apply(task, spec.config, "configuration", origins)
     if not spec.inline:
         _limit_memory(task, spec.worker)
-    before = {name: getattr(task, name) for name in SETTING_NAMES}
-    task.initialize()
-    for name in SETTING_NAMES:
-        if getattr(task, name) != before[name]:
-            origins[name] = "initialize()"
+    configured = {name: getattr(task, name) for name in SETTING_NAMES}
+    return Draft(task, origins, configured | {"queues": dict(task.queues)})
+
+
+def settle_settings(spec: Spec, draft: Draft, pid: int) -> Resolved:
+    """What counts after ``initialize``, the command line included. Raises TaskLoadError when it cannot be used."""
+    task, origins, configured = draft
+    changed = {name for name in SETTING_NAMES if getattr(task, name) != configured[name]}
+    origins |= dict.fromkeys(changed, "initialize()")
+    _keep_one_way_to_name_queues(task, changed, origins)
     _apply(task, spec.overrides, "command line", origins)
-    if not spec.inline and task.memory_limit != before["memory_limit"]:
+    if not spec.inline and task.memory_limit != configured["memory_limit"]:
         _limit_memory(task, spec.worker)
-    return task, _resolve(spec, task, origins, pid)
+    return _resolve(spec, task, origins, pid)
 
 
 def _apply(task: WorkerTask, values: dict[str, Any], origin: str, origins: dict[str, str]) -> None:
     for name, value in values.items():
-        if name == "retry":
-            delays = value.get("delays", task.retry.delays)
-            task.retry = RetryPolicy(value.get("max_attempts", task.retry.max_attempts), tuple(delays))
-        else:
-            setattr(task, name, value)
+        # Half of a retry policy may be given, and the other half be the class's.
+        whole = msgspec.convert(msgspec.to_builtins(task.retry) | value, RetryPolicy) if name == "retry" else value
+        setattr(task, name, whole)
         origins[name] = origin
+    _keep_one_way_to_name_queues(task, values, origins)
+
+
+def _keep_one_way_to_name_queues(task: WorkerTask, given: Container[str], origins: dict[str, str]) -> None:
+    """``queue`` outranks the ``queues`` of what has less to say, and the other way round."""
+    one = "queue" in given and task.queue is not None
+    several = "queues" in given and bool(task.queues)
+    if one and not several:
+        task.queues, origins["queues"] = {}, "default"
+    elif several and not one:
+        task.queue, origins["queue"] = None, "default"
 
 
 def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) -> Resolved:
     where = f"worker {spec.worker!r}"
-    if not task.queue:
+    for name, tp, _ in settings_of(TaskSettings):
+        try:
+            msgspec.convert(getattr(task, name), tp)
+        except msgspec.ValidationError:
+            said = f"{describe(tp, in_python=True)}, not {getattr(task, name)!r}"
+            raise TaskLoadError(f"{where}: {name} must be {said}") from None
+    if task.queue and task.queues:
+        raise TaskLoadError(f"{where}: both queue and queues are set: keep one, and set the other to None or {{}}")
+    queues = task.queues or ({task.queue: 1} if task.queue else {})
+    if not queues:
         raise TaskLoadError(f"{where}: no queue; call self.set_queue(name) in initialize() or set `queue` in the YAML")
-    if not isinstance(task.retry, RetryPolicy):
-        raise TaskLoadError(f"{where}: retry must be a RetryPolicy, not {task.retry!r}")
+    asynchronous = inspect.iscoroutinefunction(task.callback)
+    if task.concurrency > 1 and not asynchronous:
+        raise TaskLoadError(f"{where}: concurrency above 1 needs `async def callback(self, message)`")
     try:
         body_decoder(task.payload_type)
     except TypeError as error:
         raise TaskLoadError(f"{where}: payload_type is nothing that msgspec decodes into: {error}") from None
-    values = {name: getattr(task, name) for name in SETTING_NAMES if name != "retry"}
-    values |= {"max_attempts": task.retry.max_attempts, "delays": task.retry.delays, "origins": origins, "pid": pid}
+    values = {setting.name: getattr(task, setting.name) for setting in settings_of(ResolvedSettings)}
+    values |= {"queues": queues, "max_attempts": task.retry.max_attempts, "delays": task.retry.delays}
+    values |= {"pid": pid, "asynchronous": asynchronous, "origins": origins}
     try:
-        resolved = msgspec.convert(values, Resolved)
-    except msgspec.ValidationError as error:
+        return msgspec.convert(values, Resolved)
+    except msgspec.ValidationError as error:  # inside of the retry policy
         raise TaskLoadError(f"{where}: {error}") from None
-    if not 1 <= resolved.prefetch_count <= 65535:
-        raise TaskLoadError(f"{where}: prefetch_count must be 1 to 65535, not {resolved.prefetch_count}")
-    for name in ("ttl", "callback_timeout"):
-        value = getattr(resolved, name)
-        if value is not None and not value > 0:
-            raise TaskLoadError(f"{where}: {name} must be more than 0 seconds, not {value!r}")
-    return resolved
 
 
 def _limit_memory(task: WorkerTask, worker: str) -> None:
@@ -178,7 +220,7 @@ def _limit_memory(task: WorkerTask, worker: str) -> None:
             return
         limit = task.memory_limit = int(whole * CGROUP_SHARE)
     if not isinstance(limit, int):
-        raise TaskLoadError(f"worker {worker!r}: memory_limit must be a number of bytes, not {limit!r}")
+        raise TaskLoadError(f"worker {worker!r}: memory_limit must be a whole number of bytes, not {limit!r}")
     used = _data_memory()
     needed = used + task.spare_memory_multiplier * 1024 * 1024
     if limit <= needed:

@@ -25,8 +25,8 @@ import structlog  # noqa: E402
 if not _had_rich:
     del sys.modules["rich"]
 
-from workerkit.worker.sink import LineSink  # noqa: E402
 from workerkit.timestamps import timestamp  # noqa: E402
+from workerkit.worker.sink import LineSink  # noqa: E402
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger

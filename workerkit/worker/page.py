@@ -78,7 +78,7 @@ class Page:
         words[base] = seq << 2 | phase
 
     def end(self, slot: int, seq: int) -> None:
-        """It does nothing with ``seq`` any more."""
+        """It does nothing with ``seq`` any more, or has skipped it as void."""
         self._words[_FIRST + slot * _STRIDE] = seq << 2
 
     def acknowledge(self, slot: int, seq: int, duration_ns: int) -> None:
@@ -137,6 +137,14 @@ class Page:
             if state >> 2 == delivery.seq and state & 3:
                 found.append(Running(delivery.seq, Phase(state & 3), words[base + _SINCE]))
         return found
+
+    def has_begun(self, delivery: Delivery) -> bool:
+        """Whether the executor has begun this one, and perhaps ended it."""
+        return self._words[_FIRST + delivery.slot * _STRIDE] >> 2 == delivery.seq
+
+    def is_over(self, delivery: Delivery) -> bool:
+        """Whether the executor is done with this one, be it run or skipped: its slot will not be written any more."""
+        return self._words[_FIRST + delivery.slot * _STRIDE] == delivery.seq << 2
 
     def acknowledged(self, inflight: Mapping[int, Delivery]) -> list[Delivery]:
         """What was acknowledged of these, which come in the order in which they are begun, with its duration set."""

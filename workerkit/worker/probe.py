@@ -13,9 +13,9 @@ from typing import Final
 
 import msgspec
 
-from workerkit.worker.child import Exit, ProcessExecutor
+from workerkit.worker.child import Exit, ProcessChild
 from workerkit.worker.deaths import classify
-from workerkit.worker.link import Frame, Kind, frame, pack_json
+from workerkit.worker.link import Frame, Kind, frame, json_frame
 from workerkit.worker.loading import Resolved, Spec
 
 DEADLINE: Final = 10.0
@@ -77,8 +77,8 @@ class _Probe:
         self._answer: asyncio.Future[Resolved | NotLoaded] = loop.create_future()
         self._gone = asyncio.Event()
         self._last_line = ""
-        self._executor = ProcessExecutor(self, question.environment)
-        self._executor.send(frame(Kind.HELLO, pack_json(question.spec)))
+        self._child = ProcessChild(self, question.environment)
+        self._child.send(json_frame(Kind.HELLO, question.spec))
 
     async def answer_within(self, deadline: float) -> Resolved | NotLoaded:
         """The answer; whatever happens, the process is gone when this returns."""
@@ -86,11 +86,11 @@ class _Probe:
             done, _ = await asyncio.wait([self._answer], timeout=deadline)
             if not done:
                 return self._not_loaded(f"its task did not get ready within {deadline:g} s{self._said()}")
-            self._executor.send(frame(Kind.STOP))
+            self._child.send(frame(Kind.STOP))
             await self._wait_until_gone(_EXIT_GRACE)
             return self._answer.result()
         finally:
-            self._executor.kill()
+            self._child.kill()
             await self._gone.wait()
 
     async def _wait_until_gone(self, seconds: float) -> None:
@@ -120,7 +120,7 @@ class _Probe:
         """It is gone; if that was all, say how."""
         how = classify(status, oom_killed=False).message
         self._set_answer(self._not_loaded(f"its task did not load: {how}{self._said()}"))
-        self._executor.close()
+        self._child.close()
         self._gone.set()
 
     def _set_answer(self, answer: Resolved | NotLoaded) -> None:

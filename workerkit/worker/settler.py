@@ -1,123 +1,128 @@
-"""From what the task said to what the broker is told, and one log line about it."""
+"""From what the task said to what the broker is told, and one log line about it when the broker has it."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from workerkit.ports import Broker, Delivery, Settled
 from workerkit.properties import decode_ids
 from workerkit.retry import RetryPolicy, decide
-from workerkit.settlement import Acknowledge, Cause, DeadLetter, Outcome, Release, RetryLater
-from workerkit.worker.ports import Broker, Delivery
+from workerkit.settlement import (
+    ACKNOWLEDGE,
+    HAND_BACK,
+    Acknowledge,
+    Cause,
+    DeadLetter,
+    Outcome,
+    Release,
+    RetryLater,
+    Verb,
+)
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
-
 
 WriteEvents = Callable[[str, str, list[dict[str, Any]]], None]
 
 
 class Settler:
-    """Settles deliveries: acknowledgements in batches, retries and dead letters as publishes that must be confirmed.
+    """Hands settlements to the broker and writes a line for each when it is told that the broker has it.
 
     Args:
         broker: settles on the wire.
         log: one line per settled message goes here, bodies never.
         write_events: takes many events of one level and name at once: one for each acknowledged message.
-        changed: called when something that was under way is done.
-        failed: called when an error of ours left a message unsettled; only a restart hands it back.
+        changed: called when the broker has answered.
     """
 
     def __init__(
-        self,
-        broker: Broker,
-        log: FilteringBoundLogger,
-        write_events: WriteEvents,
-        changed: Callable[[], None],
-        failed: Callable[[BaseException], None],
+        self, broker: Broker, log: FilteringBoundLogger, write_events: WriteEvents, changed: Callable[[], None]
     ) -> None:
         self._broker = broker
         self._log = log
         self._write_events = write_events
         self._log_each = log.is_enabled_for(20)
         self._changed = changed
-        self._failed = failed
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._unanswered = 0
         self.policy = RetryPolicy()
 
     @property
     def busy(self) -> bool:
-        """Whether retries or dead letters still wait for the broker's confirmation."""
-        return bool(self._publishing)
+        """Whether the broker has not answered for all."""
+        return self._unanswered > 0
 
-    def settle(self, delivery: Delivery, outcome: Outcome, duration_ns: int) -> None:
+    def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Decide what an outcome means for this attempt and see to it."""
-        settlement = decide(outcome, delivery.attempt, self.policy)
-        match settlement:
-            case Acknowledge():
-                self.acknowledge([(delivery, duration_ns)])
-            case Release():
-                if self._broker.holds(delivery):
-                    self._write("info", "released", delivery, duration_ns)
-                self.release([delivery])
-            case RetryLater() | DeadLetter():
-                task = asyncio.create_task(self._publish(delivery, settlement, outcome.cause, duration_ns))
-                self._publishing.add(task)
-                task.add_done_callback(self._done)
+        settlement = decide(outcome, delivery, self.policy, alone=delivery.alone)
+        self._unanswered += 1
+        self._broker.settle([(delivery, settlement)])
 
-    def acknowledge(self, finished: list[tuple[Delivery, int]]) -> None:
-        """Acknowledge messages, in as few frames as are true. Each comes with its duration in nanoseconds."""
-        self._broker.ack([delivery for delivery, _ in finished])
-        if self._log_each:
-            events = [
-                {"outcome": "acked", **describe(delivery), "duration_ms": round(duration_ns / 1e6, 3)}
-                for delivery, duration_ns in finished
-                if self._broker.holds(delivery)
-            ]
-            self._write_events("info", "message.settled", events)
+    def acknowledge(self, finished: Sequence[Delivery]) -> None:
+        """Acknowledge messages, in as few frames as are true."""
+        self._unanswered += len(finished)
+        self._broker.settle([(delivery, ACKNOWLEDGE) for delivery in finished])
 
-    def release(self, deliveries: list[Delivery]) -> None:
-        """Give messages back that were not started, or that the task released."""
+    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Give messages back that nobody has started."""
         if deliveries:
-            self._broker.release(deliveries)
+            self._unanswered += len(deliveries)
+            self._broker.settle([(delivery, HAND_BACK) for delivery in deliveries])
 
-    def abandon(self) -> None:
-        """Stop waiting for confirmations: the adapter hands the originals back, so nothing is lost."""
-        for task in self._publishing:
-            task.cancel()
+    # ---- what the broker answers
 
-    async def _publish(
-        self, delivery: Delivery, settlement: RetryLater | DeadLetter, cause: Cause | None, duration_ns: int
-    ) -> None:
-        about: dict[str, Any] = {}
-        if cause is not None:
-            about = {"reason": cause.reason.value, "cause": cause.message}
-            if cause.exception:
-                about["exc_type"] = cause.exception
-            if cause.traceback:
-                about["stack"] = cause.traceback
-        if isinstance(settlement, RetryLater):
-            if await self._broker.retry(delivery, settlement):
-                self._write("warning", "retried", delivery, duration_ns, delay=settlement.delay, **about)
-        elif await self._broker.dead_letter(delivery, settlement.cause):
-            self._write("error", "dead-lettered", delivery, duration_ns, **about)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._publishing.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            self._failed(error)
+    def on_settled(self, settled: Sequence[Settled]) -> None:
+        """The broker has these."""
+        self._unanswered -= len(settled)
+        others = [pair for pair in settled if type(pair[1]) is not Acknowledge]
+        if self._log_each and len(others) < len(settled):
+            self._write_acked([delivery for delivery, settlement in settled if type(settlement) is Acknowledge])
+        for delivery, settlement in others:
+            self._write(delivery, settlement)
         self._changed()
 
-    def _write(self, level: str, outcome: str, delivery: Delivery, duration_ns: int, **about: Any) -> None:
-        getattr(self._log, level)(
-            "message.settled",
-            outcome=outcome,
-            **describe(delivery),
-            duration_ms=round(duration_ns / 1e6, 3),
-            **about,
-        )
+    def on_dropped(self, deliveries: Sequence[Delivery], why: str) -> None:
+        """These were settled in vain: they are the broker's again."""
+        self._unanswered -= len(deliveries)
+        about = describe(deliveries[0]) if len(deliveries) == 1 else {"messages": len(deliveries)}
+        self._log.warning("settle.dropped", why=why, **about)
+        self._changed()
+
+    def on_unpublished(self, delivery: Delivery, cause: Cause) -> None:
+        """What was to be published with an acknowledgement was not taken: the attempt has failed."""
+        self._unanswered -= 1
+        self.settle(delivery, Outcome(Verb.NACK, cause=cause))
+
+    def _write_acked(self, acked: Sequence[Delivery]) -> None:
+        events = [
+            {"outcome": "acked", **describe(delivery), "duration_ms": round(delivery.duration_ns / 1e6, 3)}
+            for delivery in acked
+        ]
+        self._write_events("info", "message.settled", events)
+
+    def _write(self, delivery: Delivery, settlement: Any) -> None:
+        match settlement:
+            case Release(releases=releases, delay=delay) if releases:
+                about: dict[str, Any] = {"delay": delay} if delay else {}
+                level, outcome = self._log.info, "released"
+            case RetryLater(delay=delay, cause=cause):
+                level, outcome = self._log.warning, "retried"
+                about = {"delay": delay, **_explain(cause)}
+            case DeadLetter(cause=cause):
+                level, outcome, about = self._log.error, "dead-lettered", _explain(cause)
+            case _:
+                return  # acknowledged, which has its line, or handed back without having been started
+        duration_ms = round(delivery.duration_ns / 1e6, 3)
+        level("message.settled", outcome=outcome, **describe(delivery), duration_ms=duration_ms, **about)
+
+
+def _explain(cause: Cause) -> dict[str, Any]:
+    about: dict[str, Any] = {"reason": cause.reason.value, "cause": cause.message}
+    if cause.exception:
+        about["exc_type"] = cause.exception
+    if cause.traceback:
+        about["stack"] = cause.traceback
+    return about
 
 
 def describe(delivery: Delivery | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 
 from workerkit.brokers.rabbitmq.topology import derive, explicit_retry_queue, retry_queue, retry_queue_name
-from workerkit.settings import BindingSettings, DelayedRetrySettings, Duration, ExchangeSettings, QueueSettings
+from workerkit.settings import BindingSettings, DelayedRetrySettings, ExchangeSettings, QueueSettings
 from workerkit.settlement import MAX_DELAY
 
 TTL_LIMIT = 2**32 - 1
@@ -32,7 +32,7 @@ def test_a_retry_queue_sends_its_messages_back_without_losing_one() -> None:
 
 def test_with_native_retries_the_broker_delays_and_there_are_no_retry_queues() -> None:
     """The arguments of RabbitMQ 4.3, with a delivery limit that never drops a message silently."""
-    settings = QueueSettings(delayed_retry=DelayedRetrySettings(min=Duration(5), max=Duration(60)))
+    settings = QueueSettings(delayed_retry=DelayedRetrySettings(min=5.0, max=60.0))
     topology = derive("jobs", settings, {}, (5.0,), native=True)
     assert topology.retries == ()
     assert topology.queue.arguments == {
@@ -46,7 +46,7 @@ def test_with_native_retries_the_broker_delays_and_there_are_no_retry_queues() -
 
 def test_an_older_broker_gets_retry_queues_whatever_the_settings_say() -> None:
     """It accepts the native arguments and ignores them: the worker would spin."""
-    settings = QueueSettings(delayed_retry=DelayedRetrySettings(min=Duration(5), max=Duration(60)))
+    settings = QueueSettings(delayed_retry=DelayedRetrySettings(min=5.0, max=60.0))
     topology = derive("jobs", settings, {}, (5.0,), native=False)
     assert [queue.name for queue in topology.retries] == ["jobs.retry.5s"]
     assert "x-delayed-retry-type" not in topology.queue.arguments

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import yaml
 
 from workerkit.settings import load
+from workerkit.settings.command_line import parse_overrides
+from workerkit.task_settings import SETTING_NAMES
+from workerkit.wiring import worker_spec
 from workerkit.worker import probe
 
 WORKERS = """
@@ -42,6 +49,14 @@ class Crashing(Four):
     def initialize(self):
         import os
         os._exit(3)
+"""
+
+OPEN = """
+class Open(WorkerTask):
+    queues = {"urgent": 20, "bulk": 5}
+
+    async def callback(self, message):
+        message.ack()
 """
 
 YAML = """\
@@ -114,7 +129,8 @@ def test_origin_says_who_decided_each_setting(four, invoke, monkeypatch):
     """Class attributes, then YAML and environment, then initialize(): the later wins."""
     monkeypatch.setenv("WORKERKIT_WORKERS__FOUR__CALLBACK_TIMEOUT", "3s")
     rows = origins(invoke("config", "show", "--origin", "--json"))
-    assert {key.removeprefix("workers.four."): row for key, row in rows.items() if key.startswith("workers.")} == {
+    shown = {key.removeprefix("workers.four."): row for key, row in rows.items() if key.startswith("workers.")}
+    decided = {
         "task": ("workers.four:Four", "config/workerkit.yaml:4"),
         "queue": ("from-initialize", "initialize()"),
         "instances": (1, "default"),
@@ -128,6 +144,9 @@ def test_origin_says_who_decided_each_setting(four, invoke, monkeypatch):
         "retry.delays": (["1s", "90s"], "config/workerkit.yaml:7"),
         "environment.API_TOKEN": ("***", "config/workerkit.yaml:8"),
     }
+    assert {key: shown.pop(key) for key in decided} == decided
+    assert shown["starve_after"] == ("1m", "default")
+    assert {origin for _, origin in shown.values()} == {"default"}
     assert rows["broker.heartbeat"] == ("10s", "default")
 
 
@@ -217,3 +236,40 @@ def test_schema_is_a_json_schema(invoke, tmp_path, monkeypatch):
     schema = json.loads(invoke("config", "schema").stdout)
     assert schema["$schema"].startswith("https://json-schema.org/")
     assert "workers" in schema["$defs"]["Settings"]["properties"]
+
+
+def test_a_setting_of_the_command_line_wins_over_initialize(four):
+    """And says so; the half of ``retry`` that is not given stays what it was."""
+    loaded = load(Path("config/workerkit.yaml"), {})
+    overrides = parse_overrides(["auto_ack=true", "queues={a: 2, b: 1}", "retry.max_attempts=3"], "four")
+    [answer] = probe.resolve([probe.Question(worker_spec(loaded, "four", overrides=overrides), {})])
+    assert (answer.auto_ack, answer.queues, answer.ttl) == (True, {"a": 2, "b": 1}, 300)
+    assert (answer.max_attempts, answer.delays) == (3, (1.0, 90.0))
+    assert {key for key, origin in answer.origins.items() if origin == "command line"} == set(overrides)
+
+
+def test_a_wrong_setting_on_the_command_line_is_exit_code_64(four):
+    """Nothing is started: Supervisor must not start it again either."""
+    command = [sys.executable, "-m", "workerkit", "run", "four", "--set", "tll=5s"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 64
+    assert "--set tll: workers.four: unknown key `tll` (did you mean `ttl`?)" in result.stderr
+
+
+def test_the_help_of_run_names_every_setting(invoke):
+    """One does not look them up elsewhere."""
+    words = re.findall(r"\w+", invoke("run", "--help").stdout)
+    assert set(SETTING_NAMES) <= set(words)
+
+
+def test_several_queues_of_a_worker_are_shown_with_their_weights(four, invoke, write_yaml):
+    """Whoever names them; `auto` is what the class leaves open."""
+    write_yaml(YAML.replace("queue: from-yaml", "queues: {a: 2}") + "  open.two: {task: 'workers.four:Open'}\n")
+    with Path("workers/four.py").open("a") as file:
+        file.write(OPEN)
+    rows = origins(invoke("config", "show", "--origin", "--json"))
+    assert rows["workers.four.queue"] == ("from-initialize", "initialize()")
+    assert rows["workers.open.two.queues.urgent"] == (20, "class attribute")
+    assert rows["workers.open.two.queues.bulk"] == (5, "class attribute")
+    assert rows["workers.open.two.prefetch_count"] == ("auto", "default")
+    assert json.loads(invoke("config", "check", "--json").stdout)["queues"] == 3

@@ -6,6 +6,7 @@ import re
 import msgspec
 import pytest
 
+from workerkit import retry, settings
 from workerkit.settings import Settings, json_schema
 
 
@@ -33,7 +34,7 @@ def test_every_key_of_the_model_is_in_the_schema_and_no_other_is_allowed(definit
         assert list(definition["properties"]) == [field.name for field in msgspec.structs.fields(tp)]
         for name in re.findall(r"#/\$defs/(\w+)", json.dumps(definition)):
             if name not in seen:
-                visit(vars(__import__("workerkit.settings", fromlist=[name]))[name])
+                visit(getattr(settings, name, None) or getattr(retry, name))
 
     visit(Settings)
     assert seen == set(definitions)
@@ -44,7 +45,8 @@ def test_descriptions_are_the_docstrings_of_the_model(definitions):
     worker = definitions["WorkerSettings"]
     assert worker["description"].startswith("One worker.")
     assert worker["properties"]["task"]["description"] == "``module:Class``, imported from the project root."
-    assert "description" not in worker["properties"]["queue"]
+    assert worker["properties"]["queue"]["description"].startswith("The queue to consume")
+    assert all(key["description"] for definition in definitions.values() for key in definition["properties"].values())
 
 
 def test_required_keys_defaults_and_bounds_are_those_of_the_model(definitions):
@@ -52,17 +54,22 @@ def test_required_keys_defaults_and_bounds_are_those_of_the_model(definitions):
     assert definitions["WorkerSettings"]["required"] == ["task"]
     assert "required" not in definitions["BrokerSettings"]
     assert definitions["BrokerSettings"]["properties"]["heartbeat"]["default"] == "10s"
-    delays = definitions["RetrySettings"]["properties"]["delays"]
+    delays = definitions["RetryPolicy"]["properties"]["delays"]
     assert delays["default"] == ["5s", "30s", "5m"]
     assert delays["minItems"] == 1
-    prefetch = definitions["WorkerSettings"]["properties"]["prefetch_count"]["anyOf"][0]["anyOf"]
-    assert prefetch[0] == {"type": "integer", "minimum": 1, "maximum": 65_535}
+    prefetch = definitions["WorkerSettings"]["properties"]["prefetch_count"]
+    assert prefetch["anyOf"][0]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 65_535}
+    assert prefetch["default"] == "auto"
+    starve_after = definitions["WorkerSettings"]["properties"]["starve_after"]
+    assert (starve_after["title"], starve_after["default"]) == ("a duration like 30s", "1m")
+    assert starve_after["anyOf"][0]["anyOf"][0] == {"type": "number", "exclusiveMinimum": 0}
 
 
 @pytest.mark.parametrize(
     ("section", "key", "fits", "does_not"),
     [
         ("BrokerSettings", "heartbeat", ["500ms", "1.5s", "2d", "5", "${X:-5s}"], ["5x", "-5s", "", "5M"]),
+        ("WorkerSettings", "select", ["strict", "shop.choosers:Fair", "${X}"], ["fair", "a:b:c", ":B", ""]),
         ("WorkerSettings", "memory_limit", ["512MiB", "10KB", "1B", "5", "${X}"], ["512M", "5mib", "-5B", ""]),
     ],
 )

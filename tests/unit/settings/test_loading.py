@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from workerkit.errors import ConfigurationError, ExitCode
-from workerkit.settings import RetrySettings, load
+from workerkit.retry import RetryPolicy
+from workerkit.settings import load
 
 DESIGN = """\
 broker:
@@ -39,7 +40,7 @@ def test_the_example_of_the_design_loads(load_text, project):
     worker = loaded.settings.workers["thumbnail"]
     assert loaded.settings.broker.url == "amqp://guest:guest@localhost:5672/%2F"
     assert (worker.ttl, worker.callback_timeout, worker.memory_limit) == (3600, 300, 512 * 2**20)
-    assert worker.retry == RetrySettings(max_attempts=5, delays=(5, 30, 300))
+    assert worker.retry == RetryPolicy(max_attempts=5, delays=(5.0, 30.0, 300.0))
     assert loaded.settings.queues["thumbnails"].bindings[0].routing_key == "uploaded.#"
     assert loaded.path == project / "config" / "workerkit.yaml"
     assert loaded.project_root == project
@@ -137,8 +138,18 @@ def test_an_unknown_key_without_a_near_one_lists_what_is_known(problems):
         ("instances", "1.5", "expected a whole number of at least 1, got 1.5"),
         ("instances", "true", "expected a whole number of at least 1, got true"),
         ("instances", "", "expected a whole number of at least 1, got nothing: write a value, or remove the key"),
-        ("prefetch_count", "0", "expected a whole number from 1 to 65535, got 0"),
-        ("prefetch_count", "65536", "expected a whole number from 1 to 65535, got 65536"),
+        ("prefetch_count", "0", "expected a whole number from 1 to 65535 or `auto`, got 0"),
+        ("prefetch_count", "65536", "expected a whole number from 1 to 65535 or `auto`, got 65536"),
+        (
+            "prefetch_count",
+            "atuo",
+            "expected a whole number from 1 to 65535 or `auto`, got `atuo` (did you mean `auto`?)",
+        ),
+        ("executors", "65", "expected a whole number from 1 to 64, got 65"),
+        ("concurrency", "0", "expected a whole number from 1 to 1000, got 0"),
+        ("select", "fair", "expected `weighted`, `strict` or `package.module:Strategy`, got text"),
+        ("on_lost", "stop", "expected one of `continue`, `end`, got `stop`"),
+        ("queues", "[a, b]", "expected a mapping from queues to weights, got a list"),
         ("spare_memory_multiplier", "-1", "expected a whole number of at least 0, got -1"),
         ("auto_ack", "maybe", "expected true or false, got text"),
         ("queue", "1", "expected text, got a number: put it in quotes"),
@@ -191,15 +202,13 @@ def test_only_keys_that_were_written_outrank_the_class(load_text):
     """Written in YAML or environment, a null included; defaults of the model are not."""
     yaml = "workers:\n  a: {task: 'a:B', ttl: null, instances: 1}\n  b: {task: 'a:B'}\n"
     loaded = load_text(yaml, {"WORKERKIT_WORKERS__A__RETRY__MAX_ATTEMPTS": "2"})
-    assert loaded.explicit_worker_keys("a") == {
+    assert loaded.written_worker_keys["a"] == {
         "task": "a:B",
         "ttl": None,
         "instances": 1,
-        "retry": RetrySettings(max_attempts=2),
+        "retry": {"max_attempts": 2},
     }
-    assert loaded.explicit_worker_keys("b") == {"task": "a:B"}
-    with pytest.raises(KeyError):
-        loaded.explicit_worker_keys("c")
+    assert loaded.written_worker_keys["b"] == {"task": "a:B"}
 
 
 def test_loaded_settings_cannot_be_changed(load_text):

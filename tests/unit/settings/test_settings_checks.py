@@ -46,6 +46,33 @@ def test_a_workers_queue_is_a_name_too(problems):
     assert problems(worker('queue: ""')) == ["4: workers.a.queue: the queue's name is empty"]
 
 
+@pytest.mark.parametrize(
+    ("queues", "problem"),
+    [
+        ("{a: 1, b: 1001}", "queues.b: expected a whole number from 1 to 1000, got 1001"),
+        ("{a: 0}", "queues.a: expected a whole number from 1 to 1000, got 0"),
+        ('{"a\\nb": 1}', "queues.a\\nb: the queue's name holds control characters or line breaks"),
+    ],
+)
+def test_several_queues_are_names_with_weights(problems, queues, problem):
+    """Each problem is at its queue."""
+    assert problems(worker(f"queues: {queues}")) == [f"4: workers.a.{problem}"]
+
+
+def test_several_queues_stand_in_place_of_one(load_text, problems):
+    """Whether the one is among them nobody could say."""
+    assert load_text(worker("queues: {urgent: 20, bulk: 5}")).settings.workers["a"].queues == {"urgent": 20, "bulk": 5}
+    assert problems(worker("queue: urgent\n    queues: {urgent: 20}")) == [
+        "5: workers.a.queues: `queue` is given as well: keep one of them"
+    ]
+
+
+@pytest.mark.parametrize("select", ["weighted", "strict", "choosers:Fair", "shop.choosers:Fair"])
+def test_select_is_a_word_or_a_class(load_text, select):
+    """Whether it imports is found out later."""
+    assert load_text(worker(f"select: {select}")).settings.workers["a"].select == select
+
+
 @pytest.mark.parametrize("name", ["-a", ".a", "a b", "a/b", "a:b", "é", "a%"])
 def test_a_workers_name_fits_supervisor_and_command_lines(problems, name):
     """It becomes a Supervisor program, a file name and an argument."""
@@ -112,6 +139,8 @@ def test_delayed_retry_is_for_quorum_queues_and_grows(load_text, problems):
         "amqp://[::1]:5672/%2F",
         "amqp://host//",
         "amqp://host?heartbeat=5",
+        "memory://",
+        "memory://shop",
     ],
 )
 def test_urls_that_name_a_broker_are_taken(load_text, url):
@@ -135,6 +164,7 @@ def test_urls_that_name_a_broker_are_taken(load_text, url):
         ("amqp://host/a b", "spaces or control characters"),
         ("amqp://ho\tst", "spaces or control characters"),
         ("amqp://[host", "not a URL"),
+        ("memory://user@host:1", "must be memory:// alone, or with a name"),
     ],
 )
 def test_urls_that_cannot_be_connected_to_are_refused(problems, url, problem):
@@ -158,7 +188,7 @@ def test_a_heartbeat_fits_the_wire_or_is_off(load_text, problems, heartbeat):
     ]
 
 
-@pytest.mark.parametrize("key", ["ttl", "callback_timeout", "memory_limit"])
+@pytest.mark.parametrize("key", ["ttl", "callback_timeout", "starve_after", "memory_limit", "recycle_memory"])
 def test_zero_is_no_limit_that_can_be_met(problems, key):
     """Zero is refused rather than taken for `no limit`."""
     assert problems(worker(f"{key}: 0")) == [
@@ -174,9 +204,7 @@ def test_connecting_takes_some_time(problems):
 def test_a_retry_delay_fits_what_rabbitmq_can_count(load_text, problems):
     """TTLs are 32 bits of milliseconds; no delay at all is fine."""
     assert load_text(worker("retry: {delays: [0, 49d]}"))
-    assert problems(worker("retry: {delays: [1s, 50d]}")) == [
-        "4: workers.a.retry.delays[1]: is longer than RabbitMQ can wait: use 49d or less"
-    ]
+    assert problems(worker("retry: {delays: [1s, 50d]}")) == ["4: workers.a.retry.delays[1]: must be at most 49d"]
 
 
 @pytest.mark.parametrize("where", ["supervisor:\n  environment", "workers:\n  a:\n    task: a:B\n    environment"])

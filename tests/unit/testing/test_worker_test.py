@@ -113,10 +113,10 @@ def test_a_failing_message_is_retried_after_its_delays_and_then_kept() -> None:
 @pytest.mark.parametrize(
     ("data", "reason", "attempts", "now"),
     [
-        ("nack", Reason.REJECTED, 3, 35.0),
-        ("retry", Reason.REJECTED, 3, 4.0),
+        ("nack", Reason.NACKED, 3, 35.0),
+        ("retry", Reason.NACKED, 3, 4.0),
         ("reject", Reason.REJECTED, 1, 0.0),
-        ("raise retry", Reason.REJECTED, 3, 35.0),
+        ("raise retry", Reason.NACKED, 3, 35.0),
         ("raise reject", Reason.REJECTED, 1, 0.0),
         ("forget", Reason.UNSETTLED, 3, 35.0),
         ("exit", Reason.EXIT, 3, 35.0),
@@ -157,6 +157,142 @@ def test_a_released_message_is_first_in_the_queue_and_has_lost_no_attempt() -> N
         worker.publish("fine", message_id="m4")
         assert worker.run_all() == 3
         assert [message for message, _ in worker.task.seen] == ["m1", "m2", "m3", "m1", "m3", "m4"]
+
+
+def test_what_is_released_again_and_again_waits_longer_each_time() -> None:
+    """The first time it goes back to where it was; nothing of it is an attempt, and only the test moves the clock."""
+    with WorkerTest(Obedient) as worker:
+        worker.publish("release", message_id="m1")
+        assert (worker.run(), worker.run()) == (1, 1)
+        waits = []
+        for _ in range(8):
+            (waiting,) = worker.delayed
+            assert worker.ready == []
+            assert (waiting.attempt, waiting.cause) == (1, None)
+            waits.append(waiting.due - worker.now)
+            assert worker.run_all() == 0
+            worker.advance(waits[-1])
+            assert worker.run() == 1
+        assert waits == [1, 2, 4, 8, 16, 32, 64, 64]
+        assert worker.task.seen == [("m1", 1)] * 10
+
+
+def test_several_queues_are_worked_on_by_their_weights() -> None:
+    """As a worker does: by share while all have messages, each queue in its order."""
+    order: list[str] = []
+
+    class Noting(WorkerTask):
+        def callback(self, message: MessageAdapter) -> None:
+            order.append(str(message.message_id))
+            message.ack()
+
+    with WorkerTest(Noting, queues={"urgent": 2, "bulk": 1}) as worker:
+        for number in range(6):
+            worker.publish(1, message_id=f"u{number}", queue="urgent")
+            worker.publish(1, message_id=f"b{number}", queue="bulk")
+        worker.run()
+    assert sorted(order[:9]) == ["b0", "b1", "b2", "u0", "u1", "u2", "u3", "u4", "u5"]
+    assert [name for name in order if name[0] == "b"] == [f"b{number}" for number in range(6)]
+
+
+class Queued(WorkerTask):
+    """Notes which queue each message came from."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.set_queues({"low": 1, "high": 9})
+        self.seen: list[str] = []
+
+    def callback(self, message: MessageAdapter) -> None:
+        self.seen.append(message.queue)
+        if message.data == "fail":
+            raise KeyError("k")
+        message.ack()
+
+
+def test_several_queues_with_a_strict_order_and_retries_of_each() -> None:
+    """The highest weight first. A retry and a dead letter belong to the queue of their message."""
+    with WorkerTest(Queued, select="strict", retry=POLICY) as worker:
+        worker.publish(1)
+        worker.publish(2, queue="high")
+        worker.publish("fail", queue="low")
+        worker.publish("fail", queue="high")
+        worker.run()
+        assert worker.task.seen == ["high", "high", "low", "low"]
+        assert [record.queue for record in worker.delayed] == ["high", "low"]
+        worker.run_all()
+        assert [record.queue for record in worker.dead_letters] == ["high.dead", "low.dead"]
+        assert [record.headers["workerkit-queue"] for record in worker.dead_letters] == ["high", "low"]
+        with pytest.raises(ValueError, match="the worker does not consume 'other'; it consumes low, high"):
+            worker.publish(3, queue="other")
+
+
+class AlwaysWrong:
+    def __init__(self, weights: dict[str, int]) -> None:
+        pass
+
+    def choose(self, waiting: dict[str, int]) -> str:
+        return "nowhere"
+
+
+def test_a_strategy_that_fails_fails_the_test() -> None:
+    """A worker would go on with another one."""
+    with WorkerTest(Queued, select=f"{__name__}:AlwaysWrong") as worker:
+        worker.publish(1)
+        with pytest.raises(AssertionError, match="it chose 'nowhere', which has nothing waiting"):
+            worker.run()
+
+
+def test_a_message_may_be_published_with_a_delay() -> None:
+    """It is ready when its time comes, and then for its first attempt."""
+    with WorkerTest(Obedient) as worker:
+        worker.publish("fine", message_id="m1", delay=60)
+        assert worker.run() == 0
+        assert worker.delayed[0].due == 60
+        assert worker.run_all() == 1
+        assert (worker.now, worker.acked[0].attempt) == (60, 1)
+
+
+class Passing(WorkerTask):
+    """Passes each message on: to the next of its own queues, and to somebody else's."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.set_queues({"first": 1, "second": 1})
+
+    def callback(self, message: MessageAdapter) -> None:
+        if message.queue == "first":
+            message.publish("second", {"step": 2}, headers={"h": 1}, delay=5)
+            message.publish(None, "news", exchange="events", routing_key="a.b")
+            message.publish("elsewhere", "x")
+        if message.data == "fail":
+            raise KeyError("k")
+        message.ack()
+
+
+def test_what_is_published_with_an_acknowledgement_is_noted_and_goes_to_a_queue_of_the_worker() -> None:
+    """Ids and delays as on the wire; other queues and exchanges are somebody else's."""
+    with WorkerTest(Passing) as worker:
+        worker.publish({"step": 1}, message_id="m", correlation_id="c")
+        assert worker.run() == 1
+        own, exchange, other = worker.published
+        assert (own.queue, own.exchange, own.data, own.delay) == ("second", "", {"step": 2}, 5)
+        assert (own.headers, own.message_id, own.correlation_id) == ({"h": 1}, "m/1", "c")
+        assert (exchange.queue, exchange.exchange, exchange.routing_key) == ("", "events", "a.b")
+        assert (exchange.data, exchange.delay, exchange.message_id) == ("news", None, "m/2")
+        assert (other.queue, other.data) == ("elsewhere", "x")
+        assert [(record.queue, record.due) for record in worker.delayed] == [("second", 5)]
+        assert worker.run_all() == 1
+        assert [(record.queue, record.attempt) for record in worker.acked] == [("first", 1), ("second", 1)]
+
+
+def test_nothing_is_published_by_an_attempt_that_fails() -> None:
+    """Only with the acknowledgement."""
+    with WorkerTest(Passing, retry=RetryPolicy(max_attempts=1)) as worker:
+        worker.publish("fail")
+        worker.run_all()
+        assert worker.published == []
+        assert worker.dead_letters[0].reason is Reason.EXCEPTION
 
 
 class Peeking(WorkerTask):
@@ -243,7 +379,7 @@ def test_settings_count_as_in_the_yaml() -> None:
         worker.run()
         assert [record.routing_key for record in worker.acked] == ["from-settings"]
         assert worker.task.prefetch_count == 5
-    with pytest.raises(TypeError, match="no setting of a worker: prefetch; there are queue, prefetch_count"):
+    with pytest.raises(TypeError, match="no setting of a worker: prefetch; there are queue, queues, select"):
         WorkerTest(Silent, prefetch=9)
 
 
@@ -281,14 +417,13 @@ def test_a_message_can_arrive_for_its_last_attempt() -> None:
 def test_a_task_that_a_worker_would_refuse_is_refused() -> None:
     """With the same text."""
 
-    class Coroutine(WorkerTask):
-        async def callback(self, message: MessageAdapter) -> None:  # type: ignore[override]
-            pass
+    class Empty(WorkerTask):
+        pass
 
-    with pytest.raises(TaskLoadError, match=r"Coroutine\.callback is a coroutine"):
-        WorkerTest(Coroutine)
+    with pytest.raises(TaskLoadError, match=r"Empty does not implement callback"):
+        WorkerTest(Empty)
     with (
-        pytest.raises(TaskLoadError, match="prefetch_count must be 1 to 65535"),
+        pytest.raises(TaskLoadError, match="prefetch_count must be a whole number from 1 to 65535 or `auto`, not 0"),
         WorkerTest(Obedient, prefetch_count=0),
     ):
         pass

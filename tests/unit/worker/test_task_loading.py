@@ -10,6 +10,7 @@ import pytest
 
 from workerkit import MessageAdapter, RetryPolicy, WorkerTask
 from workerkit.errors import TaskLoadError
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker import loading
 from workerkit.worker.loading import Spec, load_class, prepare
 
@@ -53,11 +54,6 @@ def test_a_task_is_imported_from_the_project_root(load: Callable[..., Any], tmp_
         ("class Worker: pass", "Worker", "Worker is not a subclass of workerkit.WorkerTask"),
         ("", "WorkerTask", "WorkerTask is not a subclass"),
         ("class Worker(WorkerTask): pass", "Worker", r"Worker does not implement callback\(self, message\)"),
-        (
-            "class Worker(WorkerTask):\n    async def callback(self, message): pass",
-            "Worker",
-            r"Worker\.callback is a coroutine; write `def callback\(self, message\)`",
-        ),
         (
             "\nimport no_such_library",
             "Worker",
@@ -116,23 +112,71 @@ def test_the_later_setting_wins() -> None:
     spec = make_spec(config={"prefetch_count": 20, "ttl": 30.0, "auto_ack": True}, overrides={"ttl": 90.0})
     task, resolved = prepare(spec, Task, 1234)
     assert (task.queue, task.ttl) == ("from-initialize", 90.0)
-    assert (resolved.queue, resolved.ttl, resolved.prefetch_count, resolved.auto_ack) == (
-        "from-initialize",
-        90.0,
-        20,
-        True,
-    )
+    assert (resolved.ttl, resolved.prefetch_count, resolved.auto_ack) == (90.0, 20, True)
+    assert resolved.queues == {"from-initialize": 1}
     assert (resolved.max_attempts, resolved.delays, resolved.pid) == (9, (1.0,), 1234)
-    assert resolved.origins == {
+    expected = {
         "queue": "initialize()",
         "prefetch_count": "configuration",
         "ttl": "command line",
-        "callback_timeout": "default",
-        "memory_limit": "default",
         "auto_ack": "configuration",
-        "spare_memory_multiplier": "default",
         "retry": "class",
     }
+    assert resolved.origins == dict.fromkeys(SETTING_NAMES, "default") | expected
+
+
+SEVERAL = {"urgent": 20, "bulk": 5}
+
+
+def test_several_queues_replace_the_one_of_what_has_less_to_say() -> None:
+    """And the other way round: each place names queues in one way, and the last place wins."""
+
+    class One(Thumbnails):
+        def initialize(self) -> None:
+            super().initialize()
+            self.set_queue("one")
+
+    class Several(Thumbnails):
+        def initialize(self) -> None:
+            super().initialize()
+            self.set_queues(SEVERAL)
+
+    class Assigned(Thumbnails):
+        def initialize(self) -> None:
+            super().initialize()
+            self.queues["late"] = 3
+
+    configured = {"queues": {"from-yaml": 7}}
+    assert prepare(make_spec(config=configured), Thumbnails, 1)[1].queues == {"from-yaml": 7}
+    assert prepare(make_spec(config=configured), One, 1)[1].queues == {"one": 1}
+    assert prepare(make_spec(config={"queue": "from-yaml"}), Several, 1)[1].queues == SEVERAL
+    assert prepare(make_spec(overrides={"queue": "given"}), Several, 1)[1].queues == {"given": 1}
+    resolved = prepare(make_spec(), Assigned, 1)[1]
+    assert (resolved.queues, resolved.origins["queues"]) == ({"late": 3}, "initialize()")
+    assert prepare(make_spec(), Thumbnails, 1)[1].queues == {"from-class": 1}  # no task changes another's
+
+
+def test_more_than_one_callback_at_once_needs_a_coroutine() -> None:
+    """Threads would share what was written for one."""
+
+    class Asynchronous(Thumbnails):
+        concurrency = 20
+
+        async def callback(self, message: MessageAdapter) -> None: ...
+
+    resolved = prepare(make_spec(), Asynchronous, 1)[1]
+    assert (resolved.concurrency, resolved.asynchronous) == (20, True)
+    assert not prepare(make_spec(), Thumbnails, 1)[1].asynchronous
+    with pytest.raises(TaskLoadError, match="concurrency above 1 needs `async def callback"):
+        prepare(make_spec(config={"concurrency": 2}), Thumbnails, 1)
+
+
+def test_a_null_switches_a_limit_of_the_class_off() -> None:
+    """The operator has the say."""
+    limited = type("Limited", (Thumbnails,), {"ttl": 60.0})
+    _, resolved = prepare(make_spec(config={"ttl": None, "starve_after": None}), limited, 1)
+    assert (resolved.ttl, resolved.starve_after) == (None, None)
+    assert resolved.origins["ttl"] == "configuration"
 
 
 def test_a_retry_policy_in_the_configuration_changes_what_it_names() -> None:
@@ -145,15 +189,22 @@ def test_a_retry_policy_in_the_configuration_changes_what_it_names() -> None:
     ("attributes", "text"),
     [
         ({"queue": None}, r"no queue; call self.set_queue\(name\) in initialize\(\) or set `queue` in the YAML"),
-        ({"queue": 5}, r"Expected `str`, got `int` - at `\$.queue`"),
-        ({"prefetch_count": "10"}, r"Expected `int`, got `str` - at `\$.prefetch_count`"),
-        ({"prefetch_count": 0}, "prefetch_count must be 1 to 65535, not 0"),
-        ({"prefetch_count": 65536}, "prefetch_count must be 1 to 65535, not 65536"),
-        ({"ttl": "1h"}, r"Expected `float \| null`, got `str` - at `\$.ttl`"),
-        ({"ttl": 0}, "ttl must be more than 0 seconds, not 0"),
-        ({"callback_timeout": -1}, "callback_timeout must be more than 0 seconds, not -1"),
-        ({"auto_ack": "yes"}, r"Expected `bool`, got `str` - at `\$.auto_ack`"),
+        ({"queue": 5}, "queue must be text or None, not 5"),
+        ({"queues": {"a": 0}}, "queues must be a mapping from queues to weights, not {'a': 0}"),
+        ({"queues": {"a": 1}}, "both queue and queues are set: keep one"),
+        ({"select": "fair"}, "select must be `weighted`, `strict` or `package.module:Strategy`, not 'fair'"),
+        ({"prefetch_count": "10"}, "prefetch_count must be a whole number from 1 to 65535 or `auto`, not '10'"),
+        ({"prefetch_count": 0}, "prefetch_count must be a whole number from 1 to 65535 or `auto`, not 0"),
+        ({"prefetch_count": 65536}, "prefetch_count must be a whole number from 1 to 65535 or `auto`, not 65536"),
+        ({"executors": 65}, "executors must be a whole number from 1 to 64, not 65"),
+        ({"ttl": "1h"}, "ttl must be a number of seconds above 0 or None, not '1h'"),
+        ({"ttl": 0}, "ttl must be a number of seconds above 0 or None, not 0"),
+        ({"callback_timeout": -1}, "callback_timeout must be a number of seconds above 0 or None, not -1"),
+        ({"recycle_memory": 0}, "recycle_memory must be a whole number of bytes above 0 or None, not 0"),
+        ({"auto_ack": "yes"}, "auto_ack must be true or false, not 'yes'"),
+        ({"on_lost": "stop"}, "on_lost must be one of `continue`, `end`, not 'stop'"),
         ({"retry": 5}, "retry must be a RetryPolicy, not 5"),
+        ({"retry": RetryPolicy(max_attempts=2.5)}, r"Expected `int`, got `float` - at `\$.max_attempts`"),
         ({"payload_type": {1, 2}}, "payload_type is nothing that msgspec decodes into"),
     ],
 )
@@ -223,7 +274,7 @@ def test_a_memory_limit_from_initialize_counts(monkeypatch: pytest.MonkeyPatch) 
     ("limit", "text"),
     [
         (1 << 20, "memory_limit of 1 MiB is too small"),
-        ("512MiB", "memory_limit must be a number of bytes, not '512MiB'"),
+        ("512MiB", "memory_limit must be a whole number of bytes, not '512MiB'"),
     ],
 )
 def test_a_memory_limit_that_cannot_work_is_refused(limit: object, text: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.envelope import DEAD_SUFFIX
 from workerkit.errors import QueueNotFound
 from workerkit.retry import RetryPolicy
-from workerkit.settings.model import BrokerSettings, QueueSettings, Settings
+from workerkit.settings.model import BrokerSettings, QueueSettings, Settings, queues_of
 
 
 async def connect_for(settings: BrokerSettings, command: str) -> Connection:
@@ -78,7 +78,7 @@ def delays_of(settings: Settings, queue: str) -> tuple[float, ...]:
 
     A worker without a ``retry`` section, and a queue without a worker, count with the default policy.
     """
-    policies = [worker.retry or RetryPolicy() for worker in settings.workers.values() if worker.queue == queue]
+    policies = [worker.retry for worker in settings.workers.values() if queue in queues_of(worker)]
     return tuple(sorted({float(delay) for policy in policies or [RetryPolicy()] for delay in policy.delays}))
 
 

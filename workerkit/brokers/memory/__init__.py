@@ -1,0 +1,1 @@
+"""A broker in this process: what tests of workers stand on, and ``memory://``."""

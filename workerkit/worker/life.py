@@ -1,0 +1,419 @@
+"""One executor, from its start to its exit: what it has, what it says, what its time limits are.
+
+Each executor has a ``Life`` of its own, so nothing in it is ever reset for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from workerkit.ports import Delivery
+from workerkit.settlement import Cause, Outcome, Reason, Verb
+from workerkit.worker import cgroup
+from workerkit.worker.attribution import Verdict, attribute
+from workerkit.worker.child import Child, ChildEvents, Exit
+from workerkit.worker.custody import Holding
+from workerkit.worker.deaths import classify, timed_out
+from workerkit.worker.link import (
+    Aftermath,
+    Dying,
+    Frame,
+    Kind,
+    aftermath_frame,
+    cancel_frame,
+    deliver_frames,
+    frame,
+    json_frame,
+    unpack_dying,
+    unpack_settled,
+)
+from workerkit.worker.loading import Resolved, Spec
+from workerkit.worker.page import Phase, Running
+from workerkit.worker.settler import describe
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+EXIT_TIMEOUT = 3.0
+"""Seconds an executor gets to end by itself once it was told to, or has said that it will."""
+SHUTDOWN_TIMEOUT = 10.0
+"""Seconds that ``WorkerTask.shutdown`` may run."""
+CANCEL_TIMEOUT = 5.0
+"""Seconds that a coroutine gets to end once it is cancelled."""
+BLOCKED_AFTER = 1.0
+"""Seconds for which a coroutine may keep the event loop to itself before it is named in the log."""
+_LOOK_OFTEN, _LOOK_SELDOM = 0.1, 5.0
+"""Seconds between looks at the page: while something waits behind what runs, and at most, while anything is there."""
+
+
+class LifeEvents(Protocol):
+    """What the pool is told by one executor."""
+
+    def on_ready(self, life: Life, resolved: Resolved) -> None:
+        """It has loaded the task."""
+
+    def on_load_failed(self, life: Life, text: str, trace: str, *, mendable: bool) -> None:
+        """It could not load the task; ``mendable``: for a reason that may pass."""
+
+    def on_acknowledged(self, life: Life, finished: list[Delivery]) -> None:
+        """The task has acknowledged these."""
+
+    def on_outcome(self, life: Life, delivery: Delivery, outcome: Outcome, aftermath: Aftermath | None) -> None:
+        """The task has decided about one, in its callback or, with ``aftermath``, in its ``shutdown``."""
+
+    def on_handed_back(self, deliveries: list[Delivery]) -> None:
+        """These were taken back in the instant in which they were about to begin."""
+
+    def on_look(self, life: Life, seconds: float) -> bool:
+        """A look at its page: a callback has been running for so long. True: something waits for it to end."""
+
+    def on_congested(self, congested: bool) -> None:
+        """An executor takes its messages more slowly than they come; or no longer."""
+
+    def on_line(self, line: bytes) -> None:
+        """A finished log line."""
+
+    def on_gone(self, life: Life, end: End) -> None:
+        """It is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How an executor ended, and what that means for what it had.
+
+    Attributes:
+        status: how its process ended.
+        cause: why.
+        verdict: who is to blame, of those that ran.
+        was_ready: it had loaded the task.
+        explained: it is known which message it was for, whatever else ran.
+    """
+
+    status: Exit
+    cause: Cause
+    verdict: Verdict
+    was_ready: bool
+    explained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancelled:
+    """A coroutine that must end.
+
+    Attributes:
+        until: when it must have, on the loop's clock.
+        cause: why.
+    """
+
+    until: float
+    cause: Cause
+
+
+class Life:
+    """One executor.
+
+    Args:
+        spec: what to run.
+        start: starts the process.
+        events: told about everything.
+        log: for what only the executor itself is concerned with.
+
+    Raises:
+        OSError: no process could be started.
+    """
+
+    def __init__(
+        self, spec: Spec, start: Callable[[ChildEvents], Child], events: LifeEvents, log: FilteringBoundLogger
+    ) -> None:
+        self._spec = spec
+        self._events = events
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._oom_kills = cgroup.oom_kills()
+        self._child = start(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._killer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._numbers: dict[str, int] = {}  # of the worker's queues, on the link
+        self._dying: Dying | None = None
+        self._ended_for: tuple[int, Cause | None] | None = None
+        self._cancelled: dict[int, _Cancelled] = {}
+        self._blocking_named = 0
+        self._handing_back = False
+        self.on_congested = events.on_congested
+        self.started = self._loop.time()
+        self.resolved: Resolved | None = None
+        self.fruitful = False
+        """It has settled something."""
+        self.leaving = False
+        """It gets nothing more, and ends when it has done what it has."""
+        self.pid = self._child.pid
+        self.holding = Holding(self._child.page)
+        self._child.send(json_frame(Kind.HELLO, spec))
+        self._log.debug("executor.started", executor_pid=self.pid)
+
+    # ---- what the pool asks for
+
+    def send(self, deliveries: Sequence[Delivery], first: int) -> None:
+        """Have these run, in order, numbered from ``first``."""
+        self.holding.add(deliveries, first)
+        self._child.send(*deliver_frames(deliveries, self._numbers))
+        self.watch()
+
+    def send_aftermath(self, delivery: Delivery, aftermath: Aftermath, seq: int) -> None:
+        """Have ``shutdown`` run for a message that ran when another executor died."""
+        self.holding.add_aftermath(delivery, aftermath, seq)
+        self._child.send(aftermath_frame(delivery, aftermath, self._numbers))
+        if aftermath.settled is not None:
+            self.holding.settled(seq, aftermath.settled)  # nothing more will be said of it
+        self.watch()
+
+    def leave(self) -> None:
+        """Let it do what it has, and end."""
+        if not self.leaving:
+            self.leaving = True
+            self._child.send(frame(Kind.STOP))
+            self.watch()
+
+    def kill(self) -> None:
+        """End it now."""
+        self._child.kill()
+
+    def kill_after(self, patience: float) -> None:
+        """End it unless it has ended by itself by then."""
+        if self._killer is None:
+            self._killer = self._loop.call_later(patience, self._child.kill)
+
+    def hand_back(self) -> None:
+        """End it now, for nobody's sake: what it runs is not to blame."""
+        self._handing_back = True
+        self._child.kill()
+
+    def take_unstarted(self, receipts: Collection[Any] | None = None) -> list[Delivery]:
+        """Take back what was not started; ``holding.void`` was called long enough ago that it never will be.
+
+        Args:
+            receipts: take only what is lost with these.
+        """
+        # Which ones run is read before the link is drained: what was finished earlier is then among the frames.
+        unstarted = self.holding.unstarted()
+        self._child.drain()
+        unstarted = [
+            delivery
+            for delivery in unstarted
+            if delivery.seq in self.holding.inflight and (receipts is None or delivery.receipt in receipts)
+        ]
+        self.holding.take_out(unstarted)
+        return unstarted
+
+    def forget(self, receipts: Collection[Any], *, end_running: bool) -> int:
+        """Drop what is the broker's again and not started; tell the others that they are. Returns how many it dropped.
+
+        What begins in this very instant settles in vain, and is dropped by the broker's adapter then.
+        """
+        self.holding.void(receipts)
+        unstarted = self.take_unstarted(receipts)
+        if end_running:
+            cause = Cause(Reason.LOST, "the message became the broker's again while its callback ran")
+            for one in self.holding.running():
+                delivery = self.holding.inflight.get(one.seq)
+                lost = delivery is not None and delivery.lost and one.phase is Phase.CALLBACK
+                if lost and not self._cancel(one, cause):
+                    self._end_for(one.seq, cause)
+        return len(unstarted)
+
+    async def stacks(self) -> dict[str, Any]:
+        """The stack of every thread and what it runs, as keys for a log line."""
+        running = [self.holding.find(one.seq) for one in self.holding.running()]
+        about: dict[str, Any] = {"note": "no message is being worked on"}
+        if len(running) == 1:
+            about = describe(running[0])
+        elif running:
+            about = {"messages": [describe(delivery) for delivery in running]}
+        return {"executor_pid": self.pid, **about, "stack": await self._child.stacks()}
+
+    # ---- what the executor says
+
+    def on_frames(self, frames: list[Frame]) -> None:
+        """Take the frames of one read."""
+        for kind, data, start, end in frames:
+            if kind == Kind.SETTLED:
+                self._on_settled(*unpack_settled(data, start, end))
+            elif kind == Kind.LOG:
+                self._events.on_line(data[start:end])
+            elif kind == Kind.READY:
+                self._on_ready(msgspec.json.decode(data[start:end], type=Resolved))
+            elif kind == Kind.DYING:
+                self._dying = unpack_dying(data[start:end])
+                self.kill_after(SHUTDOWN_TIMEOUT + EXIT_TIMEOUT)
+            elif kind == Kind.FAILED:
+                failure = msgspec.json.decode(data[start:end])
+                mendable = not failure["configuration"]
+                self._events.on_load_failed(self, failure["text"], failure["traceback"], mendable=mendable)
+
+    def on_drained(self) -> None:
+        """Hand over together what was acknowledged since the last time."""
+        finished = self.holding.acknowledged()
+        if finished:
+            self.fruitful = True
+            self._events.on_acknowledged(self, finished)
+
+    def on_output(self, stream: str, line: str) -> None:
+        """What the user's code prints becomes a log line."""
+        self._log.info(line, logger=stream)
+
+    def _on_ready(self, resolved: Resolved) -> None:
+        self.resolved = resolved
+        self._numbers = {queue: number for number, queue in enumerate(resolved.queues)}
+        self._events.on_ready(self, resolved)
+
+    def _on_settled(self, seq: int, duration_ns: int, outcome: Outcome) -> None:
+        aftermath = self.holding.aftermaths.get(seq)
+        delivery = self.holding.settled(seq, outcome.verb)
+        if delivery is None:
+            return  # it began in the instant in which it was taken away
+        self.fruitful = True
+        delivery.duration_ns = duration_ns
+        if outcome.verb is Verb.RELEASE and aftermath is None and self._child.page.is_void(delivery.slot, seq):
+            self._events.on_handed_back([delivery])
+            return
+        cancelled = self._cancelled.pop(seq, None)
+        if cancelled is not None and outcome.cause is not None and outcome.cause.reason is Reason.TIMEOUT:
+            outcome = Outcome(outcome.verb, cause=_with_traceback(cancelled.cause, outcome.cause.traceback))
+        self._events.on_outcome(self, delivery, outcome, aftermath)
+
+    # ---- its end
+
+    def on_exit(self, status: Exit) -> None:
+        """It is gone: say why, and who is to blame."""
+        running = self.holding.running()
+        for timer in (self._timer, self._killer):
+            if timer is not None:
+                timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+        self._child.close()
+        ended_for, cause = (None, None) if self._ended_for is None else self._ended_for
+        if cause is None and self._dying is not None:
+            cause = self._dying.cause
+        if cause is None:
+            cause = classify(status, oom_killed=cgroup.oom_kills() > self._oom_kills)
+        named = None if self._dying is None else self._dying.seq
+        verdict = attribute(running, ended_for=ended_for, named=named, handing_back=self._handing_back)
+        explained = ended_for is not None or named is not None
+        self._events.on_gone(self, End(status, cause, verdict, self.resolved is not None, explained))
+
+    # ---- its time limits
+
+    def watch(self) -> None:
+        """Look at its page soon: it has been given something, or something waits for what it has."""
+        if self._asking is not None:
+            return
+        if self._timer is not None:
+            if self._timer.when() - self._loop.time() <= _LOOK_OFTEN:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_later(_LOOK_OFTEN, self._look)
+
+    def _look(self) -> None:
+        """See whether something runs too long. Stands still while there is nothing to do."""
+        self._timer = None
+        # Should a processor with weaker rules than x86 ever let a wake-up get lost (see Page.must_wake), it ends here.
+        self._child.drain()
+        if self._child.closed:
+            return
+        if not (self.holding.inflight or self.holding.running()):
+            if self.leaving:
+                self.kill_after(EXIT_TIMEOUT)  # a thread or an atexit handler may hang
+            return
+        running = self.holding.running()
+        now_ns = time.monotonic_ns()
+        overdue = [one for one in running if (left := self._left(one, now_ns)) is not None and left <= 0]
+        stuck = [one for one in overdue if not self._cancel(one)]
+        if stuck:
+            self._asking = self._loop.create_task(self._end(stuck[0]))
+            return
+        self._look_at_loop(running, now_ns)
+        self._timer = self._loop.call_later(self._next_look(running, now_ns), self._look)
+
+    def _left(self, one: Running, now_ns: int) -> float | None:
+        """Seconds that are left of its time; None when it has all the time in the world."""
+        if one.seq in self._cancelled:
+            return self._cancelled[one.seq].until - self._loop.time()
+        limit = SHUTDOWN_TIMEOUT if one.phase is Phase.SHUTDOWN else self._callback_timeout
+        return None if limit is None else limit - (now_ns - one.since_ns) / 1e9
+
+    @property
+    def _callback_timeout(self) -> float | None:
+        # Debugging takes hours.
+        return None if self.resolved is None or self._spec.inline else self.resolved.callback_timeout
+
+    def _next_look(self, running: Sequence[Running], now_ns: int) -> float:
+        limits = [left for one in running if (left := self._left(one, now_ns)) is not None]
+        # No longer than the limit: then a look sees each callback before its time is up, and the next is in time.
+        most = min([_LOOK_SELDOM, self._callback_timeout or _LOOK_SELDOM, *limits])
+        oldest = max([now_ns - one.since_ns for one in running], default=0) / 1e9
+        if self._events.on_look(self, oldest) or self.leaving:  # somebody waits for it
+            return min(_LOOK_OFTEN, most)
+        return min(most, BLOCKED_AFTER) if self.resolved is not None and self.resolved.asynchronous else most
+
+    def _cancel(self, one: Running, cause: Cause | None = None) -> bool:
+        """Have a coroutine cancelled. False: it is none, or that was tried already."""
+        assert self.resolved is not None
+        cancellable = self.resolved.asynchronous and one.phase is Phase.CALLBACK and not self._spec.inline
+        if not cancellable or one.seq in self._cancelled:
+            return False
+        cause = cause or timed_out(self._callback_timeout or 0.0, "", "the callback")
+        self._cancelled[one.seq] = _Cancelled(self._loop.time() + CANCEL_TIMEOUT, cause)
+        self._child.send(cancel_frame(one.seq))
+        return True
+
+    async def _end(self, one: Running) -> None:
+        """First the stacks, which say where it hangs; then the end."""
+        stacks = await self._child.stacks()
+        self._asking = None
+        if one in self.holding.running():
+            if one.seq in self._cancelled:
+                cause = _with_traceback(self._cancelled[one.seq].cause, stacks)
+            elif one.phase is Phase.SHUTDOWN:
+                cause = timed_out(SHUTDOWN_TIMEOUT, stacks, "shutdown()")
+            else:
+                cause = timed_out(self._callback_timeout or 0.0, stacks, "the callback")
+            delivery = self.holding.find(one.seq)
+            self._log.error("callback.timeout", cause=cause.message, stack=stacks, **describe(delivery))
+            # What its shutdown() is about is the death before.
+            self._end_for(one.seq, None if one.phase is Phase.SHUTDOWN else cause)
+        self.watch()
+
+    def _end_for(self, seq: int, cause: Cause | None) -> None:
+        self._ended_for = (seq, cause)
+        self._child.kill()
+
+    def _look_at_loop(self, running: Sequence[Running], now_ns: int) -> None:
+        """Name the coroutine that does not give the event loop back."""
+        beat, seq = self._child.page.last_beat
+        if not beat or not running or not seq or (now_ns - beat) / 1e9 < BLOCKED_AFTER or self._blocking_named == beat:
+            return
+        self._blocking_named = beat  # once for each time
+        self._asking = self._loop.create_task(self._name_blocking(seq, (now_ns - beat) / 1e9))
+
+    async def _name_blocking(self, seq: int, seconds: float) -> None:
+        stacks = await self._child.stacks()
+        self._asking = None
+        self._log.warning(
+            "callback.blocks_loop",
+            seconds=round(seconds, 1),
+            note="the other callbacks of this executor wait for it; is there an await missing?",
+            stack=stacks,
+            **describe(self.holding.find(seq)),
+        )
+
+
+def _with_traceback(cause: Cause, traceback: str) -> Cause:
+    return Cause(cause.reason, cause.message, traceback=traceback or cause.traceback)

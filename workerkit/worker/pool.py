@@ -1,0 +1,418 @@
+"""The executors of a worker: hands out what waits, takes back what was not started, replaces them one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workerkit.ports import Delivery
+from workerkit.worker.child import Child, ChildEvents
+from workerkit.worker.custody import Waiting
+from workerkit.worker.life import Life
+from workerkit.worker.loading import Resolved, Spec
+from workerkit.worker.page import SLOTS
+from workerkit.worker.seat import Seat, must_run_alone
+from workerkit.worker.selection import DRY, Selector
+from workerkit.worker.settler import Settler
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+RECALL_GRACE = 0.02
+"""Seconds between voiding unstarted deliveries and reading which ones run.
+
+The executor stores "I run it" before it loads "is it void"; a store is visible to other cores within nanoseconds.
+"""
+_BEHIND = 0.1
+"""Seconds that a callback runs before what waits behind it in its executor is given to another one."""
+_MEMORY_INTERVAL = 0.5
+"""Seconds between looks at the memory of an executor that works."""
+_PAGE_SIZE = 4096
+
+
+class PoolEvents(Protocol):
+    """What the consumer is told."""
+
+    def on_ready(self, resolved: Resolved) -> None:
+        """An executor is ready for messages."""
+
+    def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
+        """An executor could not load the task. Fatal: the first one, for a reason that trying again cannot mend."""
+
+    def on_unstarted(self, deliveries: list[Delivery]) -> None:
+        """These were not started and will not be."""
+
+    def on_finished(self, finished: list[Delivery]) -> None:
+        """The callbacks of these have ended; they are settled."""
+
+    def on_waiting(self, seconds: float) -> None:
+        """Deliveries wait here while every executor is busy, one with a callback that has been running for so long."""
+
+    def on_stalled(self) -> None:
+        """No executor gets ready at present."""
+
+    def on_congested(self, congested: bool) -> None:
+        """An executor takes its messages more slowly than they come; or no longer."""
+
+    def on_executor_lost(self) -> None:
+        """The executor is gone and there can be no other one (``--inline``)."""
+
+    def on_line(self, line: bytes) -> None:
+        """A finished log line from an executor."""
+
+    def on_change(self) -> None:
+        """Something that somebody may be waiting for has happened."""
+
+
+class Pool:
+    """As many executors as the task asks for.
+
+    Every delivery handed to ``run`` leaves again exactly once: through the settler, by ``on_unstarted``, in the return
+    value of ``recall``, or by ``forget``.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        start: Callable[[ChildEvents], Child],
+        settler: Settler,
+        events: PoolEvents,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._spec = spec
+        self._events = events
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self.on_congested = events.on_congested
+        self.on_line = events.on_line
+        self.ending = False
+        self._make_seat: Callable[[], Seat] = lambda: Seat(spec, start, settler, self, log)
+        self._seats = [self._make_seat()]
+        self._resolved: Resolved | None = None
+        self._selector: Selector | None = None
+        self._waiting = Waiting()
+        self._aside: list[Delivery] = []  # put back while a recall is under way, and its
+        self._recalls = 0
+        self._last_number = 0
+        self._gone = asyncio.Event()
+        self._choosing: asyncio.TimerHandle | None = None
+        self._moving: asyncio.Task[None] | None = None
+        self._outdated: set[Life] = set()
+        self._memory_seen = 0.0
+        self.ahead: Callable[[], int] = lambda: 1
+        """Messages that an executor should have when there are several."""
+
+    # ---- what the consumer asks for
+
+    def open(self) -> None:
+        """Start the first executor. The others follow when it has said how many there should be."""
+        self._seats[0].open()
+
+    def choose_by(self, selector: Selector) -> None:
+        """Take from several queues, as this one says."""
+        self._selector = selector
+
+    @property
+    def busy(self) -> bool:
+        """Whether any delivery is still here."""
+        return bool(self._waiting or self._aside) or any(seat.busy for seat in self._seats)
+
+    def run(self, deliveries: list[Delivery]) -> None:
+        """Have messages of one queue worked on."""
+        if self._resolved is not None and self._resolved.concurrency > 1:
+            for delivery in deliveries:
+                delivery.alone = must_run_alone(delivery)
+        if self._selector is not None:
+            self._selector.on_open(deliveries[0].queue, time.monotonic())
+        self._waiting.add(deliveries)
+        self.dispatch()
+        self._watch_what_is_waited_for()
+
+    def _watch_what_is_waited_for(self) -> None:
+        if self._waiting:
+            for seat in self._seats:
+                if seat.life is not None:
+                    seat.life.watch()
+
+    async def recall(self) -> list[Delivery]:
+        """Take back every delivery that was not started; those that run go on."""
+        lives = [seat.life for seat in self._seats if seat.life is not None]
+        for life in lives:
+            life.holding.void()
+        self._recalls += 1
+        try:
+            await asyncio.sleep(RECALL_GRACE)
+        finally:
+            self._recalls -= 1
+        unstarted = self._take_waiting()
+        for seat in self._seats:
+            unstarted += seat.alone
+            seat.alone.clear()
+            if seat.life in lives:
+                unstarted += seat.life.take_unstarted()
+        self._events.on_change()
+        return unstarted
+
+    def _take_waiting(self) -> list[Delivery]:
+        waiting, self._aside = self._aside + self._waiting.take_all(), []
+        return waiting
+
+    def forget(self, receipts: Collection[Any]) -> int:
+        """These are the broker's again: drop what was not started, and count it. What runs settles in vain."""
+        end_running = self._resolved is not None and self._resolved.on_lost == "end"
+        aside = [delivery for delivery in self._aside if delivery.receipt not in receipts]
+        dropped = self._waiting.forget(receipts) + len(self._aside) - len(aside)
+        self._aside = aside
+        dropped += sum(seat.forget(receipts, end_running=end_running) for seat in self._seats)
+        self._events.on_change()
+        self.dispatch()
+        return dropped
+
+    async def stacks(self) -> list[dict[str, Any]]:
+        """For each executor the stack of every thread and what it runs, as keys for a log line."""
+        lives = [seat.life for seat in self._seats]
+        return [{"note": "the executor is being replaced"} if life is None else await life.stacks() for life in lives]
+
+    def reload(self) -> None:
+        """Replace every executor by a new one, which loads the task anew; one at a time."""
+        self._outdated = {seat.life for seat in self._seats if seat.life is not None}
+        self._replace_next()
+
+    def hand_back(self) -> None:
+        """End the executors now, for good; the messages that they run are released, not blamed."""
+        self._end_all()
+        unstarted = self._take_waiting()
+        for seat in self._seats:
+            unstarted += seat.give_up()
+            if seat.life is not None:
+                seat.life.hand_back()
+        self._events.on_unstarted(unstarted)
+
+    async def end(self, patience: float) -> None:
+        """Let the executors end, within ``patience`` seconds, and see that they do. No other one is started."""
+        self._end_all()
+        for seat in self._seats:
+            if seat.life is not None:
+                seat.life.leave()
+                seat.life.kill_after(patience)
+        while any(seat.life is not None for seat in self._seats):
+            self._gone.clear()
+            await self._gone.wait()
+
+    def _end_all(self) -> None:
+        self.ending = True
+        for timer in (self._choosing, self._moving):
+            if timer is not None:
+                timer.cancel()
+        for seat in self._seats:
+            seat.close()
+
+    # ---- handing out
+
+    def dispatch(self) -> None:
+        """Send what waits to executors that have room for it."""
+        if not self._waiting or self._resolved is None:
+            return
+        if self._selector is not None:
+            self._dispatch_chosen(self._selector)
+            return
+        queue = next(iter(self._waiting.queues))
+        depth = SLOTS if len(self._seats) == 1 else max(self._resolved.concurrency, self.ahead())
+        while (waiting := len(self._waiting.queues[queue])) and (seat := self._roomiest(depth)) is not None:
+            share = waiting if len(self._seats) == 1 else -(-waiting // len(self._seats))
+            self._send(seat, queue, min(self._room(seat, depth), share))
+
+    def _dispatch_chosen(self, selector: Selector) -> None:
+        assert self._resolved is not None
+        depth = self._resolved.concurrency
+        now = time.monotonic()
+        while (seat := self._roomiest(depth)) is not None:
+            waiting = {queue: len(deliveries) for queue, deliveries in self._waiting.queues.items() if deliveries}
+            if not waiting:
+                return
+            queue = selector.choose(waiting, now)
+            if queue is None:
+                if self._choosing is None:
+                    self._choosing = self._loop.call_later(DRY, self._choose_again)
+                return
+            self._send(seat, queue, 1)
+
+    def _choose_again(self) -> None:
+        self._choosing = None
+        self.dispatch()
+
+    def _send(self, seat: Seat, queue: str, most: int) -> None:
+        deliveries = self._waiting.take(queue, most)
+        several = self._resolved is not None and self._resolved.concurrency > 1
+        if several and any(delivery.alone for delivery in deliveries):
+            seat.alone.extend(delivery for delivery in deliveries if delivery.alone)
+            deliveries = [delivery for delivery in deliveries if not delivery.alone]
+        if deliveries:
+            seat.send(deliveries)
+        seat.go_on()
+        self._see_to_full(seat)
+
+    def _roomiest(self, depth: int) -> Seat | None:
+        seat = max(self._seats, key=lambda seat: self._room(seat, depth)) if len(self._seats) > 1 else self._seats[0]
+        return seat if self._room(seat, depth) > 0 else None
+
+    def _room(self, seat: Seat, depth: int) -> int:
+        room = seat.room(depth)
+        if room > 0 and (most := self._most_messages(seat)) is not None:
+            assert seat.life is not None
+            return min(room, most - seat.life.holding.taken_in)
+        return room
+
+    # ---- replacing
+
+    def _most_messages(self, seat: Seat) -> int | None:
+        """How many messages its executor may have; no limit while another one is being replaced."""
+        if self._resolved is None or self._resolved.max_messages is None or not self._may_leave(seat):
+            return None
+        return self._resolved.max_messages
+
+    def _may_leave(self, seat: Seat) -> bool:
+        may = not (self.ending or self._spec.inline)
+        return may and all(other.ready for other in self._seats if other is not seat)
+
+    def _see_to_full(self, seat: Seat) -> None:
+        """Its executor has had all that it should: it ends after that."""
+        most, life = self._most_messages(seat), seat.life
+        if most is None or life is None or not seat.ready or seat.alone or life.holding.taken_in < most:
+            return
+        self._log.info("executor.replaced", executor_pid=life.pid, why=f"it had {life.holding.taken_in} messages")
+        life.leave()
+
+    def _see_to_memory(self, seat: Seat) -> None:
+        limit = None if self._resolved is None else self._resolved.recycle_memory
+        life, now = seat.life, self._loop.time()
+        if limit is None or life is None or now - self._memory_seen < _MEMORY_INTERVAL or not self._may_leave(seat):
+            return
+        self._memory_seen = now
+        used = _resident(life.pid)
+        if used > limit and seat.ready and self._moving is None:
+            self._replace(life, f"its memory is {used >> 20} MiB")
+
+    def _replace_next(self) -> None:
+        for seat in self._seats:
+            if seat.life in self._outdated and seat.ready and self._may_leave(seat) and self._moving is None:
+                self._outdated.discard(seat.life)
+                self._replace(seat.life, "a reload was asked for")
+
+    def _replace(self, life: Life, why: str) -> None:
+        self._log.info("executor.replaced", executor_pid=life.pid, why=why)
+        self._moving = self._loop.create_task(self._move(life, leave=True))
+
+    async def _move(self, life: Life, *, leave: bool) -> None:
+        """Give what an executor has not started to others."""
+        life.holding.void()
+        await asyncio.sleep(RECALL_GRACE)
+        if any(seat.life is life for seat in self._seats):
+            unstarted = life.take_unstarted()
+            if leave:
+                life.leave()
+            self.on_put_back(unstarted)
+        self._moving = None
+        self._replace_next()
+
+    # ---- from the seats
+
+    def number(self, count: int) -> int:
+        """The first of so many new numbers for deliveries."""
+        first = self._last_number + 1
+        self._last_number += count
+        return first
+
+    def on_ready(self, seat: Seat, resolved: Resolved) -> None:  # noqa: ARG002 - SeatEvents' signature
+        """An executor is ready for messages."""
+        first = self._resolved is None
+        self._resolved = resolved
+        self._events.on_ready(resolved)
+        if first and not self.ending:
+            others = 0 if self._spec.inline else resolved.executors - 1
+            self._seats += [self._make_seat() for _ in range(others)]
+            for other in self._seats[1:]:
+                other.open()
+        self._loop.call_soon(self._on_more_room)
+
+    def _on_more_room(self) -> None:
+        self._replace_next()
+        for seat in self._seats:
+            self._see_to_full(seat)
+        self.dispatch()
+
+    def on_not_ready(self, seat: Seat) -> None:
+        """Without any executor, others should have the messages."""
+        if not any(other.ready for other in self._seats if other is not seat):
+            self._events.on_unstarted(self._waiting.take_all())
+            self._events.on_stalled()
+
+    def on_load_failed(self, text: str, trace: str, *, mendable: bool) -> None:
+        """What fails to load but did load before is tried again."""
+        fatal = self._resolved is None and not mendable
+        self.ending = self.ending or fatal
+        self._events.on_load_failed(text, trace, fatal=fatal)
+
+    def on_finished(self, seat: Seat, finished: list[Delivery]) -> None:
+        """Callbacks have ended."""
+        if finished:
+            self._events.on_finished(finished)
+        if self._resolved is not None and self._resolved.recycle_memory is not None:
+            self._see_to_memory(seat)
+        if self._resolved is not None and self._resolved.max_messages is not None:
+            self._see_to_full(seat)
+        self.dispatch()
+        self._events.on_change()
+
+    def on_put_back(self, deliveries: list[Delivery]) -> None:
+        """These are next again; in a stop they go back."""
+        lost = [delivery for delivery in deliveries if delivery.lost]
+        deliveries = [delivery for delivery in deliveries if not delivery.lost]
+        self.on_unstarted(lost if not self.ending else lost + deliveries)
+        if self.ending:
+            return
+        if self._recalls:
+            self._aside += deliveries
+        else:
+            self._waiting.put_back(deliveries)
+            self.dispatch()
+            self._watch_what_is_waited_for()
+
+    def on_unstarted(self, deliveries: list[Delivery]) -> None:
+        """These were not started and will not be."""
+        if deliveries:
+            self._events.on_unstarted(deliveries)
+
+    def on_look(self, seat: Seat, seconds: float) -> bool:
+        """See whether what waits behind a long callback can go elsewhere."""
+        life = seat.life
+        if life is None:
+            return False
+        behind = life.holding.behind
+        if not behind and not self._waiting:
+            return False
+        if seconds > _BEHIND:
+            elsewhere = any(other.idle for other in self._seats if other is not seat)
+            if behind and elsewhere and self._moving is None:
+                self._moving = self._loop.create_task(self._move(life, leave=False))
+            elif not elsewhere:
+                self._events.on_waiting(seconds)
+        return True
+
+    def on_gone(self, seat: Seat) -> None:  # noqa: ARG002 - SeatEvents' signature
+        """An executor is gone."""
+        self._gone.set()
+        if self._spec.inline and not self.ending:
+            self._events.on_executor_lost()
+        self._events.on_change()
+
+
+def _resident(pid: int) -> int:
+    """Bytes of resident memory of a process; 0 when it is gone."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_SIZE
+    return 0

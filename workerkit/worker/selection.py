@@ -1,0 +1,145 @@
+"""Which of several queues gives the next message, chosen each time that a callback can be started."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from workerkit.errors import ConfigurationError
+
+_MEMORY = 64
+"""Turns that a queue gets back which had nothing here for a moment, because its messages were still on their way."""
+DRY = 0.05
+"""Seconds without a delivery after which a queue counts as empty under ``strict``; a broker takes some milliseconds to
+send what is there."""
+
+
+class Strategy(Protocol):
+    """What ``select: module:Class`` names. It is made with the weights by queue and runs in the consumer process, where
+    it must not wait for anything; a worker whose strategy raises goes on with ``weighted``.
+    """
+
+    def choose(self, waiting: Mapping[str, int]) -> str:
+        """The queue whose next message is to run. ``waiting`` has how many each queue has here, of those with any."""
+
+
+class Selector(Protocol):
+    """How the worker asks."""
+
+    def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
+        """The queue whose next message is to run; None to wait for ``DRY`` seconds at most. ``now`` is monotonic."""
+
+    def on_open(self, queue: str, now: float) -> None:
+        """The queue is consumed from now on, or has just sent something."""
+
+
+class Weighted:
+    """Each queue gets its share of the starts, in proportion to its weight (stride scheduling).
+
+    A queue that had nothing does not save up its turns, but for a few, as messages on their way are not missing.
+    """
+
+    def __init__(self, weights: Mapping[str, int]) -> None:
+        self._strides = {queue: 1.0 / weight for queue, weight in weights.items()}
+        self._passes = dict.fromkeys(weights, 0.0)
+        self._pass = 0.0
+
+    def choose(self, waiting: Mapping[str, int], now: float) -> str | None:  # noqa: ARG002 - Selector's signature
+        passes, strides = self._passes, self._strides
+        for queue in waiting:
+            passes[queue] = max(passes[queue], self._pass - _MEMORY * strides[queue])
+        chosen = min(waiting, key=passes.__getitem__)
+        self._pass = max(self._pass, passes[chosen])
+        passes[chosen] += strides[chosen]
+        return chosen
+
+    def on_open(self, queue: str, now: float) -> None:
+        """Nothing depends on it."""
+
+
+class Strict:
+    """The highest weight first; a lower queue only when every higher one is empty.
+
+    Args:
+        weights: by queue.
+        starve_after: seconds after which a queue that has waited gets one turn all the same; None for never.
+    """
+
+    def __init__(self, weights: Mapping[str, int], starve_after: float | None) -> None:
+        self._order = sorted(weights, key=weights.__getitem__, reverse=True)
+        self._starve_after = starve_after
+        self._served = dict.fromkeys(weights, 0.0)
+        self._sent = dict.fromkeys(weights, 0.0)
+
+    def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
+        chosen: str | None = None
+        held = False
+        for queue in self._order:
+            if queue not in waiting:
+                self._served[queue] = now
+                # Its next message may be on its way: what is lower must not start before that.
+                held = held or (chosen is None and now - self._sent[queue] < DRY)
+            elif self._starve_after is not None and now - self._served[queue] > self._starve_after:
+                chosen, held = queue, False
+                break
+            elif chosen is None:
+                chosen = queue
+                if held:
+                    break
+        if held or chosen is None:
+            return None
+        self._served[chosen] = now
+        return chosen
+
+    def on_open(self, queue: str, now: float) -> None:
+        self._sent[queue] = now
+        self._served[queue] = self._served[queue] or now
+
+
+class Custom:
+    """A user's strategy. What it gets wrong is reported once, and from then on ``weighted`` decides."""
+
+    def __init__(self, strategy: Strategy, weights: Mapping[str, int], report: Any) -> None:
+        self._strategy: Strategy | None = strategy
+        self._weighted = Weighted(weights)
+        self._report = report
+
+    def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
+        if self._strategy is not None:
+            try:
+                chosen = self._strategy.choose(waiting)
+                if chosen in waiting:
+                    return chosen
+                raise ValueError(f"it chose {chosen!r}, which has nothing waiting")
+            except Exception as error:  # noqa: BLE001 - it is the user's code
+                self._strategy = None
+                self._report(f"{type(error).__name__}: {error}")
+        return self._weighted.choose(waiting, now)
+
+    def on_open(self, queue: str, now: float) -> None:
+        """Nothing depends on it."""
+
+
+def make_selector(select: str, weights: Mapping[str, int], starve_after: float | None, report: Any) -> Selector:
+    """The selector that ``select`` names.
+
+    Args:
+        select: ``weighted``, ``strict`` or ``module:Class``.
+        weights: by queue.
+        starve_after: see ``Strict``.
+        report: called with a text when a user's strategy fails.
+
+    Raises:
+        ConfigurationError: there is no such class, or it cannot be made.
+    """
+    if select == "weighted":
+        return Weighted(weights)
+    if select == "strict":
+        return Strict(weights, starve_after)
+    module, _, name = select.partition(":")
+    try:
+        strategy = getattr(importlib.import_module(module), name)(dict(weights))
+    except Exception as error:
+        raise ConfigurationError(f"select: {select!r} cannot be used: {type(error).__name__}: {error}") from error
+    return Custom(strategy, weights, report)
