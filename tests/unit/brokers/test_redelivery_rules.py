@@ -8,6 +8,7 @@ import pytest
 from workerkit import Cause, Properties, Reason
 from workerkit.brokers.rabbitmq.fastpath import Settling
 from workerkit.brokers.rabbitmq.redelivery import _losses_of, at_once
+from workerkit.brokers.rabbitmq.subscription import Incarnation
 from workerkit.brokers.rabbitmq.versions import QueueTraits, ServerVersion
 from workerkit.outgoing import Outgoing
 from workerkit.ports import Delivery
@@ -104,3 +105,16 @@ def test_an_acknowledgement_is_settled_at_once() -> None:
     """Also one that is not the common object."""
     for settlement in (ACKNOWLEDGE, Acknowledge()):
         assert at_once(delivery(QueueSettings(), "4.3.6"), settlement) == (Settling.ACK, settlement)
+
+
+def test_rejected_messages_are_named_one_by_one() -> None:
+    """basic.reject has no `multiple`: of a run each is sent, and none twice."""
+    sent: list[Any] = []
+    channel: Any = SimpleNamespace(settle=lambda how, frames: sent.append((how, frames)))
+    source: Any = SimpleNamespace(settled=lambda: None)
+    incarnation = Incarnation(source, channel)
+    incarnation.unacked.add(1, 3)
+    failed = [Delivery("jobs", "", "jobs", False, 1, b"", b"", incarnation, tag) for tag in (1, 2, 2)]
+    incarnation.settle(Settling.REJECT, failed)
+    incarnation.settle(Settling.ACK, [Delivery("jobs", "", "jobs", False, 1, b"", b"", incarnation, 3)])
+    assert sent == [(Settling.REJECT, [(1, False), (2, False)]), (Settling.ACK, [(3, False)])]
