@@ -247,10 +247,11 @@ class Seat:
             self._settle_by_default(delivery, aftermath, suspect=seq in self._suspected)
         self._suspected.clear()
         left = list(life.holding.inflight.values())
+        self.alone.extendleft(delivery for delivery in left if delivery.alone and not delivery.lost)  # one at most
         planned = life.leaving or self._events.ending
         if not (planned and end.status.code in (ExitCode.OK, ExitCode.CONFIGURATION)):
             self._log_exit(life, end, blamed)
-        self._events.on_put_back(left)
+        self._events.on_put_back([delivery for delivery in left if delivery.lost or not delivery.alone])
         if not end.was_ready:
             self._give_up_waiting()
         if self._events.ending:

@@ -295,7 +295,7 @@ class Stage:
 
     async def next_child(self) -> FakeChild:
         """Wait for the executor after one that died."""
-        while self.child.closed:
+        while sum(not child.closed for child in self.children) < len(self.pool._seats):
             self._started.clear()
             await self._started.wait()
         return self.child
