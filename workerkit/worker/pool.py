@@ -127,7 +127,7 @@ class Pool:
             for delivery in deliveries:
                 delivery.alone = must_run_alone(delivery)
         if self._selector is not None:
-            self._selector.on_open(deliveries[0].queue, time.monotonic())
+            self._selector.on_arrival(deliveries[0].queue, time.monotonic())
         self._waiting.add(deliveries)
         self.dispatch()
         self._watch_what_is_waited_for()

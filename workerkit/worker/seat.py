@@ -290,7 +290,7 @@ class Seat:
         settled = None if unsettled else life.holding.verbs.get(seq)
         if delivery is None or not (unsettled or settled):
             return None  # it began in the instant in which it was taken away
-        suspect = suspect and unsettled and not delivery.lost
+        suspect = suspect and unsettled
         delivery.alone = delivery.alone or suspect
         self._aftermaths.append((delivery, Aftermath(cause, settled), suspect))
         return delivery

@@ -1,7 +1,7 @@
 """Several callbacks in one process: who is to blame when it dies, and what becomes of those that are not."""
 
 import pytest
-from pool_fakes import ASYNC, KILLED, FakeChild, Stage, make_delivery
+from pool_fakes import ASYNC, FakeChild, Stage, make_delivery
 
 from workerkit import Cause, Reason
 from workerkit.headers import ALONE
@@ -203,7 +203,28 @@ async def test_one_callback_at_a_time_needs_no_rule_about_running_alone() -> Non
     assert executor.delivered == [1, 2]
 
 
-@pytest.mark.parametrize("when", ["before its shutdown", "during its shutdown", "before its run"])
+async def test_suspects_run_alone_in_another_executor_when_their_own_does_not_get_ready() -> None:
+    """They need not go back to the broker, which knows nothing of it."""
+    stage = Stage()
+    first, second = await stage.several(2, **ASYNC)
+    stage.run(1, 2, 3, 4)
+    first.begin(*first.delivered)
+    suspects = set(first.delivered)
+    first.die()
+    (await stage.next_child()).die(Exit(code=75, signal=None))
+    before = list(second.delivered)
+    for tag in before:
+        second.finish(tag)
+    assert len(second.delivered) == len(before) + 1, "one at a time"
+    second.finish(second.delivered[-1])
+    assert set(second.delivered) - set(before) == suspects
+    assert stage.owner.unstarted == []
+    assert stage.owner.stalled == 0
+
+
+@pytest.mark.parametrize(
+    "when", ["before its shutdown", "during its shutdown", "before its run", "before its shutdown dies"]
+)
 async def test_a_suspect_that_is_lost_does_not_run_again(when: str) -> None:
     """The broker has it, and gives it to somebody else."""
     stage = Stage()
@@ -219,7 +240,13 @@ async def test_a_suspect_that_is_lost_does_not_run_again(when: str) -> None:
     if when == "during its shutdown":
         second.begin(1, phase=Phase.SHUTDOWN)
         stage.pool.forget(["a"])
-    second.finish(1, NACK)
+    if when == "before its shutdown dies":
+        stage.pool.forget(["a"])
+        second.begin(1, phase=Phase.SHUTDOWN)
+        second.die()
+        second = await stage.replacement(**ASYNC)
+    else:
+        second.finish(1, NACK)
     assert second.delivered == [2]
     if when == "before its run":
         assert stage.pool.forget(["a"]) == 1
@@ -276,10 +303,8 @@ async def test_suspects_go_back_when_no_executor_gets_ready() -> None:
 async def test_deaths_of_suspects_do_not_slow_down_the_next_start() -> None:
     """They are deaths of messages, of which there are so many and no more."""
     stage = Stage()
-    second = await died_with(stage, 1, 2)
-    for tag in (1, 2):
-        second.finish(tag, NACK)
-    second.begin(1)
-    second.die(KILLED)
-    await stage.replacement(**ASYNC)
+    stage.ready(1, 2, **ASYNC).die()  # an idle death, which comes to nothing
+    second = await stage.replacement(**ASYNC)
+    second.begin(1, 2)
+    second.die()
     assert stage.events("executor.restart") == []
