@@ -50,6 +50,11 @@ class Peer:
         for queue in queues if window else ():
             await self.broker.take(queue, window)
 
+    @property
+    def unsettled(self) -> list[Delivery]:
+        """What it has and has not settled."""
+        return list(self._open.values())
+
     # ---- told by the broker
 
     def on_deliveries(self, deliveries: list[Delivery]) -> None:

@@ -1,10 +1,12 @@
-"""One suite, two brokers: what users' tests see in memory is what happens on RabbitMQ."""
+"""One set of callbacks in a user's test, in a whole worker in memory and on RabbitMQ: each has the same end."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +14,15 @@ from typing import Any
 
 import pytest
 from support.rabbit import Rabbit
+from support.whole import WholeWorker
 from support.workers import Project, eventually
 
 from workerkit import RetryPolicy
+from workerkit.brokers.memory.store import MemoryStore
+from workerkit.outgoing import Outgoing
+from workerkit.properties import Properties, encode
 from workerkit.testing import WorkerTest
 from workerkit.testing.rabbitmq import PrivateRabbitmq
-
-pytestmark = pytest.mark.integration
 
 MAX_ATTEMPTS = 3
 DELAYS = (0.2, 0.4)
@@ -51,11 +55,14 @@ class Result:
 Run = Callable[[list[dict[str, Any]]], Result]
 
 
-@pytest.fixture(params=["memory", "rabbitmq"])
+@pytest.fixture(params=["WorkerTest", "memory", pytest.param("rabbitmq", marks=pytest.mark.integration)])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Run]:
     """Publish messages, work until nothing is left, report."""
+    if request.param == "WorkerTest":
+        yield lambda messages: _run_in_a_test(tmp_path, messages)
+        return
     if request.param == "memory":
-        yield lambda messages: _run_in_memory(tmp_path, messages)
+        yield lambda messages: asyncio.run(_run_in_memory(tmp_path, messages))
         return
     node: PrivateRabbitmq = request.getfixturevalue("rabbitmq")
     queue: str = f"contract-{request.getfixturevalue('queue_name')[-8:]}"
@@ -74,7 +81,7 @@ def _write_task(folder: Path) -> tuple[Path, Path]:
     return module, ledger
 
 
-def _run_in_memory(folder: Path, messages: list[dict[str, Any]]) -> Result:
+def _run_in_a_test(folder: Path, messages: list[dict[str, Any]]) -> Result:
     path, ledger = _write_task(folder)
     spec = importlib.util.spec_from_file_location("contract_task", path)
     assert spec is not None
@@ -88,6 +95,27 @@ def _run_in_memory(folder: Path, messages: list[dict[str, Any]]) -> Result:
         dead = {record.message_id: dict(record.headers) for record in worker.dead_letters}
         assert not worker.ready
         assert not worker.delayed
+    return Result(ledger.read_text().splitlines() if ledger.exists() else [], dead)
+
+
+async def _run_in_memory(folder: Path, messages: list[dict[str, Any]]) -> Result:
+    _, ledger = _write_task(folder)
+    store = MemoryStore(time.monotonic)
+    store.declare("contract")
+    policy = {"max_attempts": MAX_ATTEMPTS, "delays": DELAYS}
+    async with WholeWorker(folder, "workers.contract_task:Contract", store, queue="contract", retry=policy) as worker:
+        for message in messages:
+            published = _as_published(message)
+            body = published.pop("body", None)
+            data = published.pop("data", None)
+            properties = encode(Properties(**published))
+            store.put(
+                "contract", Outgoing("", "contract", properties, json.dumps(data).encode() if body is None else body)
+            )
+        await worker.until(lambda: _settled_for_good(worker) >= len(messages), "every message has its end")
+        assert await worker.stop() == 0
+    dead = {record.message_id: dict(record.headers) for record in store.ready("contract.dead")}
+    assert store.ready("contract") == store.delayed("contract") == []
     return Result(ledger.read_text().splitlines() if ledger.exists() else [], dead)
 
 
@@ -127,12 +155,12 @@ def _as_published(message: dict[str, Any]) -> dict[str, Any]:
 
 CASES: dict[str, tuple[str, list[int], str | None]] = {
     "ack": ("message.ack()", [1], None),
-    "nack": ("message.nack()", [1, 2, 3], "rejected"),
+    "nack": ("message.nack()", [1, 2, 3], "nacked"),
     "nack, then ack": ("message.nack() if message.attempt < 3 else message.ack()", [1, 2, 3], None),
     "retry with a delay of its own": ("message.retry(0.3) if message.attempt == 1 else message.ack()", [1, 2], None),
     "reject": ("message.reject('no')", [1], "rejected"),
     "exception": ("1 / 0", [1, 2, 3], "exception"),
-    "raised retry": ("raise RetryMessage(0.1)", [1, 2, 3], "rejected"),
+    "raised retry": ("raise RetryMessage(0.1)", [1, 2, 3], "nacked"),
     "raised reject": ("raise RejectMessage('no')", [1], "rejected"),
     "unsettled": ("pass", [1, 2, 3], "unsettled"),
     "sys.exit": ("sys.exit(4)", [1, 2, 3], "exit"),

@@ -11,6 +11,8 @@ from contract.worlds import World
 from workerkit.properties import decode
 from workerkit.settlement import HAND_BACK
 
+QUIET = 0.4
+"""Seconds after which whatever was on its way has come."""
 M = [f"m{number}".encode() for number in range(20)]
 
 
@@ -52,28 +54,34 @@ async def test_no_more_is_handed_out_than_the_window(world: World) -> None:
 
 
 async def test_a_window_can_grow(world: World) -> None:
-    """What is unsettled stays, and counts."""
+    """A broker may count what was taken before on top; once that is settled, the new window is kept."""
     peer = await world.peer(window=2)
-    world.put(*M[:7])
-    first, _ = await peer.delivered(2)
+    world.put(*M[:12])
+    before = await peer.delivered(2)
     await peer.broker.take(world.queue, 5)
     assert bodies(await peer.delivered(3)) == M[2:5]
-    await peer.gets_nothing_more()
-    peer.ack(first)
-    await peer.has(M[5])
+    await asyncio.sleep(QUIET)
+    assert 5 <= len(peer.unsettled) <= 7
+    peer.ack(*before)
+    await asyncio.sleep(QUIET)
+    assert len(peer.unsettled) == 5
 
 
 async def test_a_window_can_shrink(world: World) -> None:
-    """Nothing comes until less than the new window is unsettled."""
+    """Nothing comes until less than the new window is unsettled; likewise."""
     peer = await world.peer(window=5)
-    world.put(*M[:9])
-    taken = await peer.delivered(5)
+    world.put(*M[:12])
+    before = await peer.delivered(5)
     await peer.broker.take(world.queue, 2)
-    peer.ack(*taken[:3])
+    peer.ack(*before[:3])
     await peer.gets_nothing_more()
-    peer.ack(taken[3])
-    await peer.has(M[5])
-    await peer.gets_nothing_more()
+    peer.ack(before[3])
+    assert bodies(await peer.delivered(1)) == M[5:6]
+    await asyncio.sleep(QUIET)
+    assert 2 <= len(peer.unsettled) <= 3
+    peer.ack(before[4])
+    await asyncio.sleep(QUIET)
+    assert len(peer.unsettled) == 2
 
 
 async def test_a_window_of_nothing_takes_nothing(world: World) -> None:

@@ -51,7 +51,7 @@ class World(ABC):
     ) -> None:
         for peer in self.peers:
             await peer.close()
-        self.clean_up()
+        await self.clean_up()
         if error is None:
             for peer in self.peers:
                 peer.check()
@@ -98,7 +98,7 @@ class World(ABC):
         """Cut a worker off for good, as when its machine dies."""
 
     @abstractmethod
-    def clean_up(self) -> None:
+    async def clean_up(self) -> None:
         """Remove the queues."""
 
     async def letters(self, queue: str, count: int) -> list[Letter]:
@@ -158,7 +158,7 @@ class MemoryWorld(World):
     async def take_away(self, peer: Peer, queue: str) -> None:
         await self.lose(peer, queue)
 
-    def clean_up(self) -> None:
+    async def clean_up(self) -> None:
         """It goes with the test."""
 
 
@@ -215,13 +215,13 @@ class RabbitmqWorld(World):
     async def vanish(self, peer: Peer) -> None:
         self._proxies[peer.broker].close()
 
-    def clean_up(self) -> None:
+    async def clean_up(self) -> None:
         for proxy in self._proxies.values():
-            proxy.close()
+            await proxy.end()
         for queue in (self.queue, self.other):
             waiting = (f"{queue}.retry.{delay}" for delay in ("200ms", "400ms"))
             self._rabbit.delete(queue, dead_queue_name(queue), *waiting)
-        self._rabbit.close()
+        self._rabbit.__exit__()
 
 
 class Proxy:
@@ -232,6 +232,7 @@ class Proxy:
         self._original = url
         self._server: asyncio.Server
         self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -259,7 +260,17 @@ class Proxy:
         self._server.close()
         self.cut()
 
+    async def end(self) -> None:
+        """Close, and see that nothing of it is left."""
+        self.close()
+        while self._connections:
+            await asyncio.wait(self._connections)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         there_reader, there_writer = await asyncio.open_connection(*self._target)
         self._writers |= {writer, there_writer}
         await asyncio.gather(self._pump(reader, there_writer), self._pump(there_reader, writer))

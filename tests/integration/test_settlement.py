@@ -1,5 +1,6 @@
 """What each verb does on the wire, seen on a real broker."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -298,10 +299,10 @@ def test_the_newest_broker_gets_retry_queues_when_the_queue_has_no_native_retry(
     assert worker.stop() == 0
 
 
-def test_a_message_released_fifty_times_is_not_dropped_by_the_brokers_delivery_limit(
+def test_a_message_that_is_released_again_and_again_waits_longer_each_time(
     modern: tuple[Project, Rabbit], queue_name: str
 ) -> None:
-    """RabbitMQ 4 drops a message after twenty failures by default; being handed back is not one."""
+    """The first time it is ready at once. A release is no attempt, and no return that RabbitMQ 4 drops it for."""
     project, rabbit = modern
     queue = queue_name[-8:]
     project.task("""
@@ -309,15 +310,21 @@ def test_a_message_released_fifty_times_is_not_dropped_by_the_brokers_delivery_l
             times = 0
 
             def callback(self, message):
+                note("start", time.time())
                 self.times += 1
-                message.release() if self.times <= 50 else message.ack()
+                message.release() if self.times <= 4 else message.ack()
     """)
     project.config(f"workers: {{shy: {{task: 'workers.task:Shy', queue: {queue}}}}}")
     worker = project.start("shy")
     rabbit.publish(queue, "again and again")
-    worker.wait_for("message.settled", outcome="acked")
-    assert worker.events("message.settled", outcome="released", attempt=1)
+    worker.wait_for("message.settled", outcome="acked", attempt=1)
+    starts = [float(line.split()[1]) for line in project.ledger]
+    waits = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    assert waits[0] < 0.5
+    assert all(least <= wait < least + 0.9 for wait, least in zip(waits[1:], (1, 2, 4), strict=True)), waits
+    assert [line.get("delay", 0) for line in worker.events("message.settled", outcome="released")] == [0, 1, 2, 4]
     assert worker.stop() == 0
+    assert rabbit.ready(queue) == 0
 
 
 def test_a_message_that_lost_its_connection_often_is_renewed_before_the_limit_drops_it(
@@ -326,7 +333,7 @@ def test_a_message_that_lost_its_connection_often_is_renewed_before_the_limit_dr
     """Twenty lost connections make RabbitMQ 4 drop a message in silence; a copy in time begins a new count."""
     project, rabbit = modern
     queue = queue_name[-8:]
-    worker = start(project, queue)
+    worker = start(project, queue, extra="    max_losses: 100")
     worker.stop()
     rabbit.publish(queue, {"do": "ack"})
     for _ in range(12):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -170,17 +171,13 @@ class Peer:
         return [running.seq for running in self.page.running(self.sent.values())]
 
     def until(self, condition: Callable[[], Any]) -> None:
-        """Wait for something that shows in the page. Raises TimeoutError."""
-        for _ in self._moments():
-            if condition():
-                return
-
-    def _moments(self) -> Iterator[None]:
+        """Wait for something that shows in the page, and read meanwhile. Raises TimeoutError."""
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            yield
-            time.sleep(0.002)
-        raise TimeoutError("it did not happen")
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError("it did not happen")
+            if select.select([self._sock], [], [], 0.002)[0]:
+                self._receive()
 
     def _receive(self) -> None:
         try:

@@ -119,10 +119,10 @@ class _Row(NamedTuple):
 
 def _origin_rows(loaded: LoadedSettings, answers: Answers) -> Iterator[_Row]:
     """Each key of the configuration, with what the tasks decided in place of what the YAML says."""
-    from workerkit.settings import redact, redact_text
+    from workerkit.settings import Settings, as_written, redact, redact_text
     from workerkit.worker.probe import NotLoaded
 
-    tree: Any = _as_written(loaded.settings)
+    tree = as_written(Settings, loaded.settings)
     origins = dict(loaded.origins)
     notes: dict[str, str] = {}
     for name, answer in answers.items():
@@ -157,7 +157,11 @@ def _decided(loaded: LoadedSettings, name: str, task: Resolved) -> tuple[dict[st
         said = task.origins[setting]
         return loaded.origins.get(key, "default") if said == "configuration" else _ORIGIN_WORDS[said]
 
-    where = {key: origin(key.split(".")[2], key) for key, _ in _leaves(values, ("workers", name))}
+    where = {
+        key: origin(setting, key)
+        for setting, value in values.items()
+        for key, _ in _leaves(value, ("workers", name, setting))
+    }
     # The YAML may give one half of `retry` and leave the other to the class, which the task reports as one setting.
     for part in ("max_attempts", "delays"):
         key = f"workers.{name}.retry.{part}"
@@ -184,13 +188,6 @@ def _warn(loaded: LoadedSettings) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-def _as_written(settings: Any) -> Any:
-    """The settings as plain values, durations and sizes with their units: what one would write in the YAML."""
-    from workerkit.settings import as_written
-
-    return as_written(type(settings), settings)
-
-
 def _without_none(tree: Any) -> Any:
     """The tree without the keys that nobody set."""
     if isinstance(tree, dict):
@@ -200,7 +197,9 @@ def _without_none(tree: Any) -> Any:
 
 def _without_undecided(loaded: LoadedSettings) -> Any:
     """The settings without what they leave to the tasks: keys of workers that nobody wrote."""
-    tree = _as_written(loaded.settings)
+    from workerkit.settings import Settings, as_written
+
+    tree = as_written(Settings, loaded.settings)
     workers = {name: _decided_by_operator(loaded, name, worker) for name, worker in tree["workers"].items()}
     return {**_without_none(tree), "workers": workers}
 

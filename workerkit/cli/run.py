@@ -8,6 +8,19 @@ from workerkit.cli.context import Context, pass_context
 from workerkit.errors import ConfigurationError
 
 
+class _SettingOption(click.Option):
+    """Its help names the settings, which are imported when somebody asks."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from workerkit.task_settings import SETTING_NAMES
+
+        self.help = (
+            "A setting of this instance, over all other places: ttl=10s, retry.max_attempts=3. Can be given again. "
+            f"There are {', '.join(SETTING_NAMES)}."
+        )
+        return super().get_help_record(ctx)
+
+
 @click.command()
 @click.argument("name")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
@@ -15,9 +28,9 @@ from workerkit.errors import ConfigurationError
 @click.option(
     "--set",
     "assignments",
+    cls=_SettingOption,
     multiple=True,
     metavar="KEY=VALUE",
-    help="A setting of this instance, over all other places: ttl=10s, retry.max_attempts=3. Can be given again.",
 )
 @pass_context
 def run(context: Context, name: str, limit: int | None, inline: bool, assignments: tuple[str, ...]) -> int:

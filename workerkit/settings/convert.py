@@ -31,6 +31,7 @@ from workerkit.settings.units import format_duration, parse_duration, parse_size
 
 Section = TypeVar("Section", bound=msgspec.Struct)
 
+_PARSERS: Final = {DURATION: parse_duration, SIZE: parse_size}
 _NOT_ZERO: Final = "must be more than 0: remove the key to keep the default"
 
 
@@ -99,9 +100,6 @@ def _from_units(tp: Any, value: object) -> object:
     if measure and isinstance(value, str | int | float) and not isinstance(value, bool):
         return _PARSERS[measure](value)
     return value
-
-
-_PARSERS: Final = {DURATION: parse_duration, SIZE: parse_size}
 
 
 def _mismatch(tp: Any, value: object) -> str:

@@ -1,6 +1,6 @@
 """The JSON Schema of ``config/workerkit.yaml``, made from the model, for editors and for checks in CI.
 
-msgspec's own generator cannot be used: it encodes defaults without a hook, and fails on ``Duration``.
+msgspec's own generator describes the values, not the file: it knows neither units nor ``${VAR}``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _object(tp: type[msgspec.Struct], definitions: dict[str, Schema]) -> Schema:
     for field in fields(tp):
         schema = _schema(field.type, definitions)
         schema["description"] = description(tp, field.name)
-        if any(unit(member) for member in alternatives(field.type)):
+        if any(unit(member) or constraints(member).title for member in alternatives(field.type)):
             schema["title"] = describe(field.type)
         if field.required:
             required.append(field.name)
@@ -112,7 +112,9 @@ def _schema(tp: Any, definitions: dict[str, Schema]) -> Schema:
         bounds = {"minimum": meta.ge, "maximum": meta.le}
         number = {"type": "integer"} | {key: bound for key, bound in bounds.items() if bound is not None}
         return {"anyOf": [number, _VARIABLE]}
-    return _SIMPLE[plain] | ({"pattern": meta.pattern} if meta.pattern else {})
+    if meta.pattern:
+        return {"anyOf": [{"type": "string", "pattern": meta.pattern}, _VARIABLE]}
+    return _SIMPLE[plain].copy()
 
 
 _PATTERNS: Final = {DURATION: DURATION_PATTERN, SIZE: SIZE_PATTERN}

@@ -25,11 +25,11 @@ MAX_TRACEBACK = 32_000
 CANCELLED = "the callback ran longer than its limit and was cancelled"
 
 
-def run_alone(coroutine: Awaitable[None]) -> None:
-    """Run an asynchronous ``shutdown`` to its end, on a loop of its own."""
+def run_alone(awaitable: Awaitable[None]) -> None:
+    """Run what a coroutine function of the task's has to do to its end, on a loop of its own."""
 
     async def run() -> None:
-        await coroutine
+        await awaitable
 
     asyncio.run(run())
 
@@ -109,7 +109,7 @@ def fail(task: WorkerTask, message: MessageAdapter, error: BaseException) -> Cau
         fail_attempt(task, message, error)
         return None
     task.shutdown_helper.release()
-    return _exit_cause(error)
+    return exit_cause(error)
 
 
 def fail_attempt(task: WorkerTask, message: MessageAdapter, error: BaseException) -> None:
@@ -168,7 +168,8 @@ def _memory_cause(error: MemoryError) -> Cause:
     return Cause(Reason.MEMORY, "out of memory: MemoryError in the callback", "MemoryError", brief)
 
 
-def _exit_cause(error: BaseException) -> Cause:
+def exit_cause(error: BaseException) -> Cause:
+    """The cause when this ends the interpreter."""
     brief = _brief_traceback(error.__traceback__)
     if isinstance(error, SystemExit):
         code = error.code

@@ -5,10 +5,10 @@ It has no connection to the broker. What it decides goes over the link; what it 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import faulthandler
-import inspect
 import os
 import signal
 import socket
@@ -24,7 +24,8 @@ from workerkit.settlement import Cause, Reason
 from workerkit.task import WorkerTask
 from workerkit.worker import logs
 from workerkit.worker.link import Dying, Kind, dying_frame, json_frame
-from workerkit.worker.loading import Resolved, Spec, configure, load_class, settle_settings
+from workerkit.worker.loading import Resolved, Spec, load_class, prepare
+from workerkit.worker.looping import LoopRunner, new_event_loop
 from workerkit.worker.page import Page
 from workerkit.worker.running import BlockingRunner
 from workerkit.worker.uplink import Uplink, exit_code
@@ -45,7 +46,8 @@ class ExecutorProcess:
 
     def __init__(self, link: socket.socket, page: Page) -> None:
         self._uplink = Uplink(link, page)
-        self._runner: BlockingRunner | None = None
+        self._runner: BlockingRunner | LoopRunner | None = None
+        self._loops: asyncio.Runner | None = None
         self._keys: dict[str, Any] = {}
 
     def run(self) -> int:
@@ -64,18 +66,21 @@ class ExecutorProcess:
         queues = list(resolved.queues)
         if len(queues) == 1:
             self._keys["queue"] = queues[0]
-        self._runner = BlockingRunner(task, queues, self._uplink, self._complete)
+        if resolved.asynchronous:
+            self._runner = LoopRunner(task, queues, resolved.concurrency, self._uplink, self._loop)
+        else:
+            self._runner = BlockingRunner(task, queues, self._uplink, self._complete)
         self._uplink.send(json_frame(Kind.READY, resolved))
         death = self._runner.run(frames)
-        return ExitCode.OK if death is None else exit_code(death)
+        if death is not None:
+            return exit_code(death)
+        if self._loops is not None:
+            self._loops.close()
+        return ExitCode.OK
 
     def _load(self, spec: Spec) -> tuple[WorkerTask, Resolved] | ExitCode:
         try:
-            draft = configure(spec, load_class(spec))
-            result = draft.task.initialize()
-            if inspect.isawaitable(result):
-                self._complete(result)
-            resolved = settle_settings(spec, draft, os.getpid())
+            task, resolved = prepare(spec, load_class(spec), os.getpid(), self._complete)
         except TaskLoadError as error:
             self._failed(str(error), "", configuration=True)
         except MemoryError:
@@ -88,12 +93,19 @@ class ExecutorProcess:
         else:
             if not spec.inline:
                 logs.adopt_stdlib_logging(spec.log_level)
-            return draft.task, resolved
+            return task, resolved
         return ExitCode.CONFIGURATION
 
     def _complete(self, awaitable: Awaitable[None]) -> None:
-        """Run what a coroutine function of the task has to do, on a loop that is kept for the next one."""
-        raise NotImplementedError
+        """Run what a coroutine function of the task has to do."""
+        self._loop.run_until_complete(awaitable)
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The loop for all of the task's coroutines: what ``initialize`` opens on it, callbacks use."""
+        if self._loops is None:
+            self._loops = asyncio.Runner(loop_factory=new_event_loop)
+        return self._loops.get_loop()
 
     def _failed(self, text: str, trace: str, *, configuration: bool) -> None:
         story = {"text": text, "traceback": trace, "configuration": configuration}

@@ -7,7 +7,7 @@ import inspect
 import resource
 import sys
 import traceback
-from collections.abc import Container
+from collections.abc import Awaitable, Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from workerkit.retry import RetryPolicy
 from workerkit.task import WorkerTask
 from workerkit.task_settings import SETTING_NAMES, ResolvedSettings, TaskSettings
 from workerkit.worker import cgroup
+from workerkit.worker.execution import run_alone
 
 CGROUP_SHARE = 0.9
 """Default memory limit of the executor as a share of the cgroup's: Python must see the end before the kernel does."""
@@ -106,15 +107,25 @@ def check_class(cls: type[WorkerTask], where: str) -> None:
         raise TaskLoadError(f"{where}: {cls.__name__} does not implement callback(self, message)")
 
 
-def prepare(spec: Spec, cls: type[WorkerTask], pid: int) -> tuple[WorkerTask, Resolved]:
+def prepare(
+    spec: Spec, cls: type[WorkerTask], pid: int, complete: Callable[[Awaitable[None]], object] = run_alone
+) -> tuple[WorkerTask, Resolved]:
     """Make the task, apply its settings in their order of precedence and call ``initialize``.
+
+    Args:
+        spec: what the worker is.
+        cls: of the task.
+        pid: of the process that is going to run it.
+        complete: runs ``initialize`` to its end when that is a coroutine function.
 
     Raises:
         TaskLoadError: a setting has a value that cannot be used.
         Exception: whatever ``initialize`` raises.
     """
     draft = configure(spec, cls)
-    draft.task.initialize()
+    result = draft.task.initialize()
+    if inspect.isawaitable(result):
+        complete(result)
     return draft.task, settle_settings(spec, draft, pid)
 
 
@@ -193,7 +204,11 @@ def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) ->
         raise TaskLoadError(f"{where}: payload_type is nothing that msgspec decodes into: {error}") from None
     values = {setting.name: getattr(task, setting.name) for setting in settings_of(ResolvedSettings)}
     values |= {"queues": queues, "max_attempts": task.retry.max_attempts, "delays": task.retry.delays}
-    return msgspec.convert(values | {"pid": pid, "asynchronous": asynchronous, "origins": origins}, Resolved)
+    values |= {"pid": pid, "asynchronous": asynchronous, "origins": origins}
+    try:
+        return msgspec.convert(values, Resolved)
+    except msgspec.ValidationError as error:  # inside of the retry policy
+        raise TaskLoadError(f"{where}: {error}") from None
 
 
 def _limit_memory(task: WorkerTask, worker: str) -> None:

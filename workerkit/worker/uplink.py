@@ -99,17 +99,17 @@ class Uplink:
 class LinkHandle:
     """One message that this executor runs, as the consumer knows it."""
 
-    __slots__ = ("_started_ns", "_uplink", "seq", "slot")
+    __slots__ = ("_started_ns", "seq", "slot", "uplink")
 
     def __init__(self, uplink: Uplink, slot: int, seq: int, started_ns: int) -> None:
-        self._uplink = uplink
+        self.uplink = uplink
         self.slot = slot
         self.seq = seq
         self._started_ns = started_ns
 
     def settle(self, outcome: Outcome) -> None:
         """Say what was decided: an acknowledgement in the page, anything else in a frame."""
-        uplink = self._uplink
+        uplink = self.uplink
         if uplink.forked:
             return
         duration_ns = time.monotonic_ns() - self._started_ns
@@ -123,14 +123,14 @@ class LinkHandle:
     @property
     def lost(self) -> bool:
         """Whether the consumer has learned that the message is the broker's again."""
-        return self._uplink.page.is_lost(self.slot, self.seq)
+        return self.uplink.page.is_lost(self.slot, self.seq)
 
     def enter_shutdown(self, cause: Cause) -> None:
         """Announced before ``shutdown`` runs, so the cause is known even if that dies too."""
-        if self._uplink.forked:
+        if self.uplink.forked:
             os._exit(exit_code(cause))  # the end of the child, not of the executor
-        self._uplink.send(dying_frame(Dying(cause, self.seq)))
-        self._uplink.page.begin(self.slot, self.seq, Phase.SHUTDOWN, time.monotonic_ns())
+        self.uplink.send(dying_frame(Dying(cause, self.seq)))
+        self.uplink.page.begin(self.slot, self.seq, Phase.SHUTDOWN, time.monotonic_ns())
 
 
 def exit_code(death: Cause) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -13,6 +14,7 @@ import yaml
 
 from workerkit.settings import load
 from workerkit.settings.command_line import parse_overrides
+from workerkit.task_settings import SETTING_NAMES
 from workerkit.wiring import worker_spec
 from workerkit.worker import probe
 
@@ -254,14 +256,20 @@ def test_a_wrong_setting_on_the_command_line_is_exit_code_64(four):
     assert "--set tll: workers.four: unknown key `tll` (did you mean `ttl`?)" in result.stderr
 
 
+def test_the_help_of_run_names_every_setting(invoke):
+    """One does not look them up elsewhere."""
+    words = re.findall(r"\w+", invoke("run", "--help").stdout)
+    assert set(SETTING_NAMES) <= set(words)
+
+
 def test_several_queues_of_a_worker_are_shown_with_their_weights(four, invoke, write_yaml):
     """Whoever names them; `auto` is what the class leaves open."""
-    write_yaml(YAML.replace("queue: from-yaml", "queues: {a: 2}") + "  open: {task: 'workers.four:Open'}\n")
+    write_yaml(YAML.replace("queue: from-yaml", "queues: {a: 2}") + "  open.two: {task: 'workers.four:Open'}\n")
     with Path("workers/four.py").open("a") as file:
         file.write(OPEN)
     rows = origins(invoke("config", "show", "--origin", "--json"))
     assert rows["workers.four.queue"] == ("from-initialize", "initialize()")
-    assert rows["workers.open.queues.urgent"] == (20, "class attribute")
-    assert rows["workers.open.queues.bulk"] == (5, "class attribute")
-    assert rows["workers.open.prefetch_count"] == ("auto", "default")
+    assert rows["workers.open.two.queues.urgent"] == (20, "class attribute")
+    assert rows["workers.open.two.queues.bulk"] == (5, "class attribute")
+    assert rows["workers.open.two.prefetch_count"] == ("auto", "default")
     assert json.loads(invoke("config", "check", "--json").stdout)["queues"] == 3

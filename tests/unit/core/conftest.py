@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
+from support.handles import RecordingHandle
 
 from workerkit import MessageAdapter, Properties
 from workerkit.message import Incoming
@@ -24,7 +25,13 @@ def sent() -> list[Outcome]:
 
 
 @pytest.fixture
-def make_message(sent: list[Outcome]) -> MakeMessage:
+def handle(sent: list[Outcome]) -> RecordingHandle:
+    """What the messages report to."""
+    return RecordingHandle(sent)
+
+
+@pytest.fixture
+def make_message(handle: RecordingHandle) -> MakeMessage:
     def make(
         body: bytes = b"{}", *, payload_type: object = None, raw: bytes | None = None, **properties
     ) -> MessageAdapter:
@@ -37,7 +44,7 @@ def make_message(sent: list[Outcome]) -> MakeMessage:
             raw_properties=encode(Properties(**properties)) if raw is None else raw,
             body=body,
         )
-        return MessageAdapter(incoming, sent.append, body_decoder(payload_type))
+        return MessageAdapter(incoming, handle, body_decoder(payload_type))
 
     return make
 

@@ -60,8 +60,8 @@ def test_nack_and_retry_blame_the_worker_that_called_them(make_message, sent: li
     make_message().nack()
     make_message().retry(2.5)
     assert [outcome.cause for outcome in sent] == [
-        Cause(Reason.REJECTED, "nack() was called"),
-        Cause(Reason.REJECTED, "retry() was called"),
+        Cause(Reason.NACKED, "nack() was called"),
+        Cause(Reason.NACKED, "retry() was called"),
     ]
     assert [outcome.delay for outcome in sent] == [None, 2.5]
 

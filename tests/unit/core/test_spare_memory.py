@@ -72,5 +72,21 @@ def test_the_helper_is_armed_while_a_callback_runs(message: MessageAdapter) -> N
     helper.arm(message)
     assert helper.armed
     assert helper.message is message
-    helper.disarm()
+    helper.disarm(message)
     assert not helper.armed
+    assert helper.message is None
+
+
+def test_with_several_callbacks_at_once_the_helper_knows_all_of_them(make_message) -> None:
+    """In the order in which they began; each is disarmed by itself, and twice does no harm."""
+    helper = ShutdownHelper()
+    first, second, third = make_message(), make_message(), make_message()
+    for message in (first, second, third):
+        helper.arm(message)
+    assert list(helper.messages) == [first, second, third]
+    assert helper.message is third
+    helper.disarm(second)
+    helper.disarm(second)
+    assert list(helper.messages) == [first, third]
+    helper.disarm(third)
+    assert helper.message is first

@@ -69,6 +69,7 @@ def test_required_keys_defaults_and_bounds_are_those_of_the_model(definitions):
     ("section", "key", "fits", "does_not"),
     [
         ("BrokerSettings", "heartbeat", ["500ms", "1.5s", "2d", "5", "${X:-5s}"], ["5x", "-5s", "", "5M"]),
+        ("WorkerSettings", "select", ["strict", "shop.choosers:Fair", "${X}"], ["fair", "a:b:c", ":B", ""]),
         ("WorkerSettings", "memory_limit", ["512MiB", "10KB", "1B", "5", "${X}"], ["512M", "5mib", "-5B", ""]),
     ],
 )

@@ -253,6 +253,48 @@ def test_a_message_may_be_published_with_a_delay() -> None:
         assert (worker.now, worker.acked[0].attempt) == (60, 1)
 
 
+class Passing(WorkerTask):
+    """Passes each message on: to the next of its own queues, and to somebody else's."""
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.set_queues({"first": 1, "second": 1})
+
+    def callback(self, message: MessageAdapter) -> None:
+        if message.queue == "first":
+            message.publish("second", {"step": 2}, headers={"h": 1}, delay=5)
+            message.publish(None, "news", exchange="events", routing_key="a.b")
+            message.publish("elsewhere", "x")
+        if message.data == "fail":
+            raise KeyError("k")
+        message.ack()
+
+
+def test_what_is_published_with_an_acknowledgement_is_noted_and_goes_to_a_queue_of_the_worker() -> None:
+    """Ids and delays as on the wire; other queues and exchanges are somebody else's."""
+    with WorkerTest(Passing) as worker:
+        worker.publish({"step": 1}, message_id="m", correlation_id="c")
+        assert worker.run() == 1
+        own, exchange, other = worker.published
+        assert (own.queue, own.exchange, own.data, own.delay) == ("second", "", {"step": 2}, 5)
+        assert (own.headers, own.message_id, own.correlation_id) == ({"h": 1}, "m/1", "c")
+        assert (exchange.queue, exchange.exchange, exchange.routing_key) == ("", "events", "a.b")
+        assert (exchange.data, exchange.delay, exchange.message_id) == ("news", None, "m/2")
+        assert (other.queue, other.data) == ("elsewhere", "x")
+        assert [(record.queue, record.due) for record in worker.delayed] == [("second", 5)]
+        assert worker.run_all() == 1
+        assert [(record.queue, record.attempt) for record in worker.acked] == [("first", 1), ("second", 1)]
+
+
+def test_nothing_is_published_by_an_attempt_that_fails() -> None:
+    """Only with the acknowledgement."""
+    with WorkerTest(Passing, retry=RetryPolicy(max_attempts=1)) as worker:
+        worker.publish("fail")
+        worker.run_all()
+        assert worker.published == []
+        assert worker.dead_letters[0].reason is Reason.EXCEPTION
+
+
 class Peeking(WorkerTask):
     """Notes how many messages are still in the queue while it works."""
 

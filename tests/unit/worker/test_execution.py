@@ -1,5 +1,7 @@
 """One callback, and everything that can come out of it."""
 
+import asyncio
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
+from support.handles import RecordingHandle
 
 from workerkit import (
     AlreadySettled,
@@ -23,21 +26,58 @@ from workerkit.message import Incoming
 from workerkit.payload import body_decoder
 from workerkit.properties import encode
 from workerkit.settlement import ACK, Outcome, Verb
+from workerkit.worker import coroutines
 from workerkit.worker.execution import MAX_TEXT, MAX_TRACEBACK, end_by, execute
-from workerkit.worker.link import pack_cause, unpack_cause
+from workerkit.worker.link import Dying, FrameReader, dying_frame, unpack_dying
+
+
+def as_coroutine(worker: WorkerTask) -> WorkerTask:
+    """The same task with a callback and a shutdown that are coroutine functions."""
+    cls = type(worker)
+
+    @functools.wraps(cls.callback)
+    async def callback(self: WorkerTask, message: MessageAdapter) -> None:
+        await asyncio.sleep(0)
+        cls.callback(self, message)
+
+    async def shutdown(self: WorkerTask, message: MessageAdapter, cause: Cause) -> None:
+        await asyncio.sleep(0)
+        cls.shutdown(self, message, cause)
+
+    worker.__class__ = type(cls.__qualname__, (cls,), {"callback": callback, "shutdown": shutdown})
+    worker.__class__.__qualname__ = cls.__qualname__
+    return worker
 
 
 class Scene:
-    """One message, the task that gets it, and what came of it."""
+    """One message, the task that gets it, and what came of it.
 
-    def __init__(self, body: bytes = b"{}") -> None:
+    Args:
+        body: of the message.
+        coroutines: run the task's functions as coroutines.
+    """
+
+    def __init__(self, body: bytes = b"{}", *, coroutines: bool = False) -> None:
+        self._coroutines = coroutines
         self.sent: list[Outcome] = []
         self.dying: list[Cause] = []
         incoming = Incoming("jobs", "", "jobs", False, 1, encode(Properties()), body)
-        self.message = MessageAdapter(incoming, self.sent.append, body_decoder())
+        self.message = MessageAdapter(incoming, RecordingHandle(self.sent), body_decoder())
 
-    def run(self, task: WorkerTask) -> Cause | None:
-        return execute(task, self.message, self.dying.append)
+    def again(self, body: bytes = b"{}") -> "Scene":
+        """Another message, run in the same way."""
+        return Scene(body, coroutines=self._coroutines)
+
+    def run(self, task: WorkerTask, dying: Callable[[Cause], None] | None = None) -> Cause | None:
+        dying = dying or self.dying.append
+        if self._coroutines:
+            return asyncio.run(coroutines.execute(as_coroutine(task), self.message, dying))
+        return execute(task, self.message, dying)
+
+    def end_by(self, task: WorkerTask, cause: Cause) -> Cause:
+        if self._coroutines:
+            return asyncio.run(coroutines.end_by(as_coroutine(task), self.message, cause))
+        return end_by(task, self.message, cause)
 
     @property
     def cause(self) -> Cause:
@@ -59,9 +99,15 @@ def raising(error: BaseException) -> Callable[[MessageAdapter], None]:
     return callback
 
 
-@pytest.fixture
-def scene() -> Scene:
-    return Scene()
+def sent_over_the_link(cause: Cause) -> Cause:
+    ((_, data, start, end),) = FrameReader().feed(dying_frame(Dying(cause)))
+    return unpack_dying(data[start:end]).cause
+
+
+@pytest.fixture(params=[False, True], ids=["function", "coroutine"])
+def scene(request: pytest.FixtureRequest) -> Scene:
+    """Each rule holds for both kinds of callback."""
+    return Scene(coroutines=request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +147,7 @@ def test_with_auto_ack_a_normal_return_is_an_acknowledgement(scene: Scene) -> No
     """And a verb that was called stands."""
     scene.run(task(lambda _: None, auto_ack=True))
     assert scene.sent == [ACK]
-    other = Scene()
+    other = scene.again()
     other.run(task(lambda message: message.reject("no"), auto_ack=True))
     assert [outcome.verb for outcome in other.sent] == [Verb.REJECT]
 
@@ -142,9 +188,9 @@ def test_reject_message_raised_is_reject_called(scene: Scene) -> None:
     assert scene.sent == [Outcome(Verb.REJECT, cause=Cause(Reason.REJECTED, "no such user"))]
 
 
-def test_a_body_that_cannot_be_decoded_goes_straight_to_the_dead_letters() -> None:
+def test_a_body_that_cannot_be_decoded_goes_straight_to_the_dead_letters(scene: Scene) -> None:
     """It will not be decodable later: no retries."""
-    scene = Scene(b"{")
+    scene = scene.again(b"{")
     scene.run(task(lambda message: message.data))
     assert scene.sent[0].verb is Verb.REJECT
     assert scene.cause.reason is Reason.UNDECODABLE
@@ -173,6 +219,10 @@ def test_a_second_verb_in_the_callback_is_logged_and_the_first_one_stands(scene:
     assert logs[0]["error"] == f"workerkit.errors.{AlreadySettled.__name__}"
 
 
+class Unusual(BaseException):
+    """Neither an error nor an exit."""
+
+
 @pytest.mark.parametrize(
     ("error", "reason", "text", "exit_code", "signal"),
     [
@@ -183,7 +233,7 @@ def test_a_second_verb_in_the_callback_is_logged_and_the_first_one_stands(scene:
         (SystemExit(2**70 + 7), Reason.EXIT, f"the callback called sys.exit({2**70 + 7})", 7, None),
         (KeyboardInterrupt(), Reason.SIGNAL, "interrupted by signal 2 (SIGINT)", None, 2),
         (MemoryError(), Reason.MEMORY, "out of memory: MemoryError in the callback", None, None),
-        (GeneratorExit("x"), Reason.EXCEPTION, "x", None, None),
+        (Unusual("x"), Reason.EXCEPTION, "x", None, None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
@@ -199,7 +249,7 @@ def test_what_ends_the_interpreter_runs_shutdown_and_nacks(
 
     worker = task(raising(error), shutdown=shutdown)
     worker.shutdown_helper.reserve(1)
-    cause = execute(worker, scene.message, lambda cause: order.append(cause.reason.value))
+    cause = scene.run(worker, lambda cause: order.append(cause.reason.value))
     assert cause is not None
     assert (cause.reason, cause.message, cause.exit_code, cause.signal) == (reason, text, exit_code, signal)
     assert order == [reason.value, "shutdown"]
@@ -207,7 +257,7 @@ def test_what_ends_the_interpreter_runs_shutdown_and_nacks(
     assert worker.shutdown_helper._reserve is None, "the spare memory was given back"
     assert not worker.shutdown_helper.armed
     assert re.search(rf"{re.escape(__file__)}:\d+ in callback", cause.traceback)
-    assert unpack_cause(pack_cause(cause)) == cause
+    assert sent_over_the_link(cause) == cause
 
 
 def test_what_filled_the_memory_is_let_go_before_shutdown_runs(scene: Scene) -> None:
@@ -260,7 +310,7 @@ def test_shutdown_settles_as_it_likes_and_by_nack_when_it_does_not(
     """An override decides; one that forgets has the message nacked for the death."""
     cause = Cause(Reason.SIGNAL, "killed by signal 9 (SIGKILL)", signal=9)
     worker = task(lambda _: None, shutdown=lambda self, message, cause: settle(message))
-    assert end_by(worker, scene.message, cause) is cause
+    assert scene.end_by(worker, cause) is cause
     assert [outcome.verb for outcome in scene.sent] == [verb]
     if verb in (Verb.NACK, Verb.RETRY):
         assert scene.cause is cause
@@ -276,7 +326,7 @@ def test_a_shutdown_that_fails_leaves_the_message_nacked_and_says_so(
         raise error
 
     cause = Cause(Reason.MEMORY, "out of memory")
-    end_by(task(lambda _: None, shutdown=shutdown), scene.message, cause)
+    scene.end_by(task(lambda _: None, shutdown=shutdown), cause)
     assert scene.sent == [Outcome(Verb.NACK, cause=cause)]
     assert logs[0]["event"] == "shutdown.failed"
 
@@ -303,7 +353,7 @@ def test_a_text_that_no_encoding_carries_reaches_the_consumer(scene: Scene) -> N
     """File names come with surrogates; an error about one must not end the executor."""
     scene.run(task(raising(OSError("cannot read \udcff.png"))))
     assert scene.cause.message == "cannot read \\udcff.png"
-    assert unpack_cause(pack_cause(scene.cause)) == scene.cause
+    assert sent_over_the_link(scene.cause) == scene.cause
 
 
 def test_a_log_that_fails_does_not_cost_the_settlement(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,3 +125,41 @@ def test_stop_ends_it_after_what_was_sent_before(peer: Peer) -> None:
     assert peer.exit_code() == 0
     assert peer.acknowledged() == {seq}
     assert ACK.cause is None
+
+
+COROUTINES_AROUND = """
+import asyncio, sys
+from workerkit import WorkerTask
+
+class Jobs(WorkerTask):
+    queue = "jobs"
+
+    async def initialize(self):
+        super().initialize()
+        self.loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+
+    def callback(self, message):
+        if message.data == "exit":
+            sys.exit(3)
+        message.ack()
+
+    async def shutdown(self, message, cause):
+        await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop() is self.loop
+        message.reject("shutdown was here")
+"""
+
+
+def test_initialize_and_shutdown_may_be_coroutines_around_a_plain_callback(tmp_path: Path) -> None:
+    """They share one loop, which stands still in between; the same in the dying executor and in its replacement."""
+    (tmp_path / "jobs.py").write_text(COROUTINES_AROUND)
+    with Peer("jobs:Jobs", tmp_path, {}) as peer:
+        assert not peer.ready().asynchronous
+        peer.tell_aftermath(before := peer.make(), Aftermath(Cause(Reason.SIGNAL, "killed", signal=9)))
+        done, died = peer.deliver("ack", "exit")
+        assert peer.death().seq == died
+        for seq in (before.seq, died):
+            assert peer.outcome(seq).cause == Cause(Reason.REJECTED, "shutdown was here")
+        assert peer.exit_code() == 3
+        assert peer.acknowledged() == {done}

@@ -4,32 +4,33 @@ import dataclasses
 import os
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workerkit import Cause, Reason
 from workerkit.message import Incoming
+from workerkit.outgoing import Outgoing
+from workerkit.ports import Delivery
 from workerkit.settlement import Outcome, Verb
 from workerkit.worker.link import (
-    SLOTS,
     Aftermath,
+    Dying,
     FrameReader,
     Kind,
-    Page,
-    Phase,
+    aftermath_frame,
+    cancel_frame,
     deliver_frames,
+    dying_frame,
     frame,
-    pack_aftermath,
-    pack_cause,
     settled_frame,
     unpack_aftermath,
-    unpack_cause,
     unpack_delivery,
+    unpack_dying,
+    unpack_seq,
     unpack_settled,
 )
-from workerkit.worker.ports import Delivery
+from workerkit.worker.page import SLOTS, Page, Phase
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 names = text.filter(lambda value: len(value.encode()) <= 255)
@@ -45,7 +46,7 @@ causes = st.builds(
 sequence = st.integers(1, 2**64 - 1)
 deliveries = st.builds(
     Delivery,
-    queue=st.just("jobs"),
+    queue=st.sampled_from(["jobs", "urgent"]),
     exchange=names,
     routing_key=names,
     redelivered=st.booleans(),
@@ -53,6 +54,7 @@ deliveries = st.builds(
     raw_properties=st.binary(),
     body=st.binary() | st.just(b"a big body" * 5000),
     seq=sequence,
+    slot=st.integers(0, SLOTS - 1),
 )
 
 
@@ -73,27 +75,43 @@ def facts(message: Incoming) -> Incoming:
     return Incoming(**{field.name: getattr(message, field.name) for field in dataclasses.fields(Incoming)})
 
 
+QUEUES = {"jobs": 0, "urgent": 1}
+
+
 @given(st.lists(deliveries, max_size=5))
 def test_deliveries_arrive_as_they_were(sent: list[Delivery]) -> None:
     """Properties and body byte for byte, however many share a write."""
-    frames = FrameReader().feed(b"".join(deliver_frames(sent)))
+    frames = FrameReader().feed(b"".join(deliver_frames(sent, QUEUES)))
     assert {kind for kind, *_ in frames} <= {Kind.DELIVER}
-    arrived = [unpack_delivery(*where, "jobs") for _, *where in frames]
-    assert arrived == [(delivery.seq, facts(delivery)) for delivery in sent]
+    arrived = [unpack_delivery(*where, list(QUEUES)) for _, *where in frames]
+    assert arrived == [(delivery.seq, delivery.slot, facts(delivery)) for delivery in sent]
 
 
 def test_big_bodies_are_sent_without_being_copied() -> None:
     """A megabyte goes from the broker's bytes to the socket as it is."""
     body = b"x" * 1_000_000
     delivery = Delivery("jobs", "", "k", False, 1, b"", body)
-    assert deliver_frames([delivery])[1] is body
+    assert deliver_frames([delivery], QUEUES)[1] is body
 
 
 @given(deliveries, causes, st.none() | st.sampled_from(Verb))
 def test_an_aftermath_arrives_as_it_was(delivery: Delivery, cause: Cause, settled: Verb | None) -> None:
     """The story and the message."""
     aftermath = Aftermath(cause, settled)
-    assert unpack_aftermath(pack_aftermath(delivery, aftermath), "jobs") == (delivery.seq, facts(delivery), aftermath)
+    ((kind, data, start, end),) = FrameReader().feed(aftermath_frame(delivery, aftermath, QUEUES))
+    assert kind == Kind.AFTERMATH
+    arrived = unpack_aftermath(data[start:end], list(QUEUES))
+    assert arrived == (delivery.seq, delivery.slot, facts(delivery), aftermath)
+
+
+outgoing = st.builds(
+    Outgoing,
+    exchange=names,
+    routing_key=names,
+    raw_properties=st.binary(),
+    body=st.binary(),
+    delay=st.none() | st.floats(0, 1e6),
+)
 
 
 @given(
@@ -104,19 +122,30 @@ def test_an_aftermath_arrives_as_it_was(delivery: Delivery, cause: Cause, settle
         verb=st.sampled_from(Verb),
         delay=st.none() | st.floats(0, 1e6),
         cause=st.none() | causes,
+        publish=st.lists(outgoing, max_size=3).map(tuple),
     ),
 )
 def test_a_settlement_arrives_as_it_was(seq: int, duration: int, outcome: Outcome) -> None:
-    """With its delay and its cause, if it has them."""
+    """With its delay, its cause and what is published with it, if it has them."""
     ((kind, *where),) = FrameReader().feed(settled_frame(seq, duration, outcome))
     assert kind == Kind.SETTLED
     assert unpack_settled(*where) == (seq, duration, outcome)
 
 
-@given(causes)
-def test_a_cause_arrives_as_it_was(cause: Cause) -> None:
-    """The last words of a dying executor."""
-    assert unpack_cause(pack_cause(cause)) == cause
+@given(causes, st.none() | sequence)
+def test_the_account_of_a_death_arrives_as_it_was(cause: Cause, seq: int | None) -> None:
+    """The last words of a dying executor, and whose doing it is."""
+    ((kind, data, start, end),) = FrameReader().feed(dying_frame(Dying(cause, seq)))
+    assert kind == Kind.DYING
+    assert unpack_dying(data[start:end]) == Dying(cause, seq)
+
+
+@given(sequence)
+def test_a_cancellation_arrives_as_it_was(seq: int) -> None:
+    """Nothing but the number."""
+    ((kind, data, start, _),) = FrameReader().feed(cancel_frame(seq))
+    assert kind == Kind.CANCEL
+    assert unpack_seq(data, start) == seq
 
 
 @pytest.fixture
@@ -130,65 +159,96 @@ def pages() -> Any:
     theirs.close()
 
 
-def test_the_page_says_what_runs_and_since_when(pages: tuple[Page, Page]) -> None:
-    """Written by one side, read by the other."""
+Pages = tuple[Page, Page]
+
+
+def delivery(seq: int, slot: int) -> Delivery:
+    return Delivery("jobs", "", "jobs", False, 1, b"", b"", seq=seq, slot=slot)
+
+
+def test_the_page_says_what_runs_and_since_when(pages: Pages) -> None:
+    """Written by one side, read by the other; several at a time."""
     ours, theirs = pages
-    assert ours.running() is None
-    theirs.begin(7, Phase.CALLBACK, 123)
-    assert ours.running() == (7, Phase.CALLBACK, 123)
-    theirs.begin(7, Phase.SHUTDOWN, 456)
-    assert ours.running() == (7, Phase.SHUTDOWN, 456)
-    theirs.end()
-    assert ours.running() is None
+    first, second, third = sent = [delivery(7, 0), delivery(8, SLOTS - 1), delivery(9, 1)]
+    assert ours.running(sent) == []
+    theirs.begin(second.slot, 8, Phase.CALLBACK, 123)
+    theirs.begin(first.slot, 7, Phase.CALLBACK, 124)
+    assert ours.running(sent) == [(7, Phase.CALLBACK, 124), (8, Phase.CALLBACK, 123)]
+    theirs.begin(first.slot, 7, Phase.SHUTDOWN, 456)
+    theirs.end(second.slot, 8)
+    assert ours.running(sent) == [(7, Phase.SHUTDOWN, 456)]
+    assert [ours.is_over(one) for one in (first, second, third)] == [False, True, False]
 
 
-def test_the_page_says_up_to_where_everything_is_void(pages: tuple[Page, Page]) -> None:
-    """Written by the consumer, read by the executor."""
+def test_a_slot_that_somebody_else_has_now_says_nothing_about_the_one_before(pages: Pages) -> None:
+    """The number of the delivery is in every word."""
     ours, theirs = pages
-    assert theirs.void == 0
-    ours.void = 2**40
-    assert theirs.void == 2**40
+    before, now = delivery(7, 3), delivery(8, 3)
+    theirs.begin(3, 7, Phase.CALLBACK, 1)
+    theirs.acknowledge(3, 7, 5)
+    ours.void(3, 7, lost=True)
+    theirs.end(3, 7)
+    assert ours.running([now]) == []
+    assert not ours.is_over(now)
+    assert not theirs.is_void(3, 8)
+    assert not theirs.is_lost(3, 8)
+    assert ours.acknowledged({8: now}) == []
+    theirs.begin(3, 8, Phase.CALLBACK, 2)
+    assert ours.running([before, now]) == [(8, Phase.CALLBACK, 2)]
+    assert ours.acknowledged({8: now}) == []
 
 
-def test_the_page_says_what_was_acknowledged(pages: tuple[Page, Page]) -> None:
-    """Only of what is asked for, and only up to what was begun last: a slot keeps its number for ever."""
+def test_the_page_says_what_is_void_and_what_is_lost(pages: Pages) -> None:
+    """Written by the consumer, read by the executor; what is lost is void too."""
     ours, theirs = pages
-    theirs.begin(3, Phase.CALLBACK, 1)
-    assert theirs.acknowledge(1, 10)
-    assert theirs.acknowledge(3, 30)
-    assert ours.acknowledged([1, 2, 3, 4]) == [(1, 10), (3, 30)]
-    assert ours.acknowledged([2, 4]) == []
+    ours.void(1, 2**40)
+    assert (theirs.is_void(1, 2**40), theirs.is_lost(1, 2**40)) == (True, False)
+    ours.void(1, 2**40, lost=True)
+    assert (theirs.is_void(1, 2**40), theirs.is_lost(1, 2**40)) == (True, True)
+    assert not theirs.is_void(1, 2**40 + 1)
+    assert not theirs.is_void(2, 2**40)
 
 
-def test_a_slot_is_used_again_only_when_the_consumer_needs_it_no_more(pages: tuple[Page, Page]) -> None:
-    """Otherwise an acknowledgement would be overwritten before it was seen."""
+def test_the_page_says_what_was_acknowledged(pages: Pages) -> None:
+    """With how long it took; up to the first that has not begun, since what is behind it has not either."""
     ours, theirs = pages
-    assert theirs.acknowledge(SLOTS, 1)
-    assert not theirs.acknowledge(SLOTS + 1, 1)
-    ours.know(1)
-    assert theirs.acknowledge(SLOTS + 1, 1)
+    sent = {seq: delivery(seq, 10 * seq) for seq in (1, 2, 3, 4, 5)}
+    for seq in (1, 2, 3):
+        theirs.begin(10 * seq, seq, Phase.CALLBACK, 1)
+    theirs.acknowledge(10, 1, 100)
+    theirs.acknowledge(30, 3, 300)
+    theirs.acknowledge(50, 5, 500)
+    assert [(one.seq, one.duration_ns) for one in ours.acknowledged(sent)] == [(1, 100), (3, 300)]
+    del sent[4]
+    assert [one.seq for one in ours.acknowledged({2: sent[2]})] == []
 
 
-def test_the_consumer_is_woken_once_until_it_has_looked(pages: tuple[Page, Page]) -> None:
+def test_the_consumer_is_woken_once_until_it_has_looked(pages: Pages) -> None:
     """A wake-up is a system call, and the first one is enough."""
     ours, theirs = pages
     assert theirs.must_wake()
     assert not theirs.must_wake()
-    ours.acknowledged([])
+    ours.acknowledged({})
     assert theirs.must_wake()
 
 
-def test_the_page_outlives_the_side_that_wrote_it(pages: tuple[Page, Page]) -> None:
+def test_the_page_says_whose_step_the_event_loop_is_in(pages: Pages) -> None:
+    """And when the loop came round last."""
+    ours, theirs = pages
+    assert ours.last_beat == (0, 0)
+    theirs.beat(123)
+    theirs.step(7)
+    assert ours.last_beat == (123, 7)
+    theirs.step(0)
+    assert ours.last_beat == (123, 0)
+
+
+def test_the_page_outlives_the_side_that_wrote_it(pages: Pages) -> None:
     """It is a flight recorder: the kernel keeps it when the writer is gone."""
     ours, theirs = pages
     child = os.fork()
     if child == 0:
-        theirs.begin(9, Phase.CALLBACK, 1)
+        theirs.begin(4, 9, Phase.CALLBACK, 1)
         os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
-    assert ours.running() == (9, Phase.CALLBACK, 1)
-
-
-def test_a_cause_without_particulars_is_short() -> None:
-    """Omitted fields are the defaults on the other side."""
-    assert msgspec.json.decode(pack_cause(Cause(Reason.EXIT, "x")))["reason"] == "exit"
+    assert ours.running([delivery(9, 4)]) == [(9, Phase.CALLBACK, 1)]

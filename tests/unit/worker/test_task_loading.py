@@ -204,6 +204,7 @@ def test_a_retry_policy_in_the_configuration_changes_what_it_names() -> None:
         ({"auto_ack": "yes"}, "auto_ack must be true or false, not 'yes'"),
         ({"on_lost": "stop"}, "on_lost must be one of `continue`, `end`, not 'stop'"),
         ({"retry": 5}, "retry must be a RetryPolicy, not 5"),
+        ({"retry": RetryPolicy(max_attempts=2.5)}, r"Expected `int`, got `float` - at `\$.max_attempts`"),
         ({"payload_type": {1, 2}}, "payload_type is nothing that msgspec decodes into"),
     ],
 )

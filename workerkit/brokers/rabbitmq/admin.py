@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from workerkit.brokers.rabbitmq.amqp import Connection, QueueState
-from workerkit.brokers.rabbitmq.broker import connect
+from workerkit.brokers.rabbitmq.connection import connect
 from workerkit.brokers.rabbitmq.topology import Topology, derive
 from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.envelope import DEAD_SUFFIX

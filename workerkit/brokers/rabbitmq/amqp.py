@@ -26,6 +26,7 @@ from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.errors import BrokerError, ConnectionLost, PublishFailed
 
 CLOSE_TIMEOUT = 1.0
+"""Seconds a broker gets to answer a close, where nothing depends on the answer."""
 RPC_TIMEOUT = 20.0
 """Seconds a broker gets to answer a method. A frozen one is found by heartbeats later than a user should wait."""
 
@@ -130,22 +131,27 @@ class Connection:
             raise
         return channel
 
-    async def close(self) -> None:
-        """Close in order, so that what was written is flushed; give up on a broker that does not answer."""
+    async def close(self, patience: float = CLOSE_TIMEOUT) -> None:
+        """Close in order, reading what is still on its way; cut it when the broker has not answered in time.
+
+        A socket that is closed with unread data in it resets the connection, and the broker may then drop what it has
+        not read yet: so that is the last resort.
+        """
         if self.closed.done():
             return
+        self.hold(False)
         if not (self._pika.is_closing or self._pika.is_closed):
             self._pika.close()
-        await asyncio.wait({self.closed}, timeout=CLOSE_TIMEOUT)
+        await asyncio.wait({self.closed}, timeout=patience)
         if not self.closed.done():
             self.abort()
 
-    def abort(self) -> None:
+    def abort(self, why: str = "given up") -> None:
         """Cut it: what was written and not sent is gone. pika itself closes in order only, and waits for an answer."""
         transport = getattr(self._pika, "_transport", None)
         if transport is not None:
             if getattr(self._pika, "_error", self) is None:  # pika asserts that an end has a reason
-                self._pika._error = ConnectionLost("given up")  # noqa: SLF001
+                self._pika._error = ConnectionLost(why)  # noqa: SLF001
             transport.abort()
         elif not (self._pika.is_closing or self._pika.is_closed):
             self._pika.close()  # still connecting
@@ -179,6 +185,7 @@ class Channel:
         self._outgoing: Outgoing | None = None
         self.closed: asyncio.Future[BrokerError] = self._loop.create_future()
         """Done, with the reason, as soon as the channel is gone."""
+        self._closed_in_order = False
 
     async def open(self) -> None:
         def start(callback: Callable[[Any], None]) -> None:
@@ -191,13 +198,20 @@ class Channel:
     def is_open(self) -> bool:
         return not self.closed.done() and bool(self._pika.is_open)
 
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
     async def qos(self, prefetch_count: int) -> None:
         await self._call(lambda done: self._pika.basic_qos(prefetch_count=prefetch_count, callback=done))
 
-    async def consume(self, queue: str, tag: str, on_deliveries: OnDeliveries, *, incarnation: int = 0) -> None:
-        """Subscribe; deliveries go to ``on_deliveries`` in batches, as they are read, each with ``incarnation``."""
+    async def consume(self, queue: str, tag: str, on_deliveries: OnDeliveries, *, receipt: Any = None) -> None:
+        """Subscribe; deliveries go to ``on_deliveries`` in batches, as they are read, each with ``receipt``.
+
+        A channel can have several subscriptions; they are to the same queue, with the same receipt.
+        """
         on_message = self._connection._pika.route(  # noqa: SLF001 - one adapter
-            int(self._pika.channel_number), queue, incarnation, on_deliveries
+            int(self._pika.channel_number), queue, receipt, on_deliveries
         )
         await self._call(lambda done: self._pika.basic_consume(queue, on_message, consumer_tag=tag, callback=done))
 
@@ -210,17 +224,18 @@ class Channel:
 
     def ack(self, frames: Iterable[tuple[int, bool]]) -> None:
         """Acknowledge, each frame a delivery tag and whether all tags below are meant too. Raises BrokerError."""
-        self._settle(Settling.ACK, frames)
+        self.settle(Settling.ACK, frames)
 
     def nack(self, frames: Iterable[tuple[int, bool]]) -> None:
         """Give back, not an attempt: from RabbitMQ 4.3 it does not count towards the delivery limit."""
-        self._settle(Settling.NACK, frames)
+        self.settle(Settling.NACK, frames)
 
     def reject(self, tag: int) -> None:
         """Give back as a failed attempt: counted by quorum queues of every version."""
-        self._settle(Settling.REJECT, [(tag, False)])
+        self.settle(Settling.REJECT, [(tag, False)])
 
-    def _settle(self, how: Settling, frames: Iterable[tuple[int, bool]]) -> None:
+    def settle(self, how: Settling, frames: Iterable[tuple[int, bool]]) -> None:
+        """Settle by one of the three methods. Raises BrokerError; then the broker has been told nothing."""
         if not self.is_open:
             raise ConnectionLost("the channel is closed")
         try:
@@ -279,6 +294,10 @@ class Channel:
         frame = await self._call(lambda done: self._pika.queue_declare(name, passive=True, callback=done))
         return QueueState(frame.method.message_count, frame.method.consumer_count)
 
+    async def check_exchange(self, name: str) -> None:
+        """Declare passively. Raises QueueNotFound when it does not exist: the broker's word is the same, 404."""
+        await self._call(lambda done: self._pika.exchange_declare(name, passive=True, callback=done))
+
     async def declare_exchange(self, name: str, kind: str, *, durable: bool, arguments: Mapping[str, Any]) -> None:
         await self._call(
             lambda done: self._pika.exchange_declare(
@@ -296,11 +315,15 @@ class Channel:
         frame = await self._call(lambda done: self._pika.queue_purge(queue, callback=done))
         return int(frame.method.message_count)
 
-    async def close(self) -> None:
-        """Close in order: what was acknowledged is applied, what was not goes back."""
+    async def close(self, patience: float = CLOSE_TIMEOUT) -> bool:
+        """Close in order: what was acknowledged is applied, what was not goes back.
+
+        Returns whether the broker has answered within ``patience`` seconds: it has taken all that was sent before.
+        """
         if self.is_open:
             self._pika.close()
-            await asyncio.wait({self.closed}, timeout=CLOSE_TIMEOUT)
+        await asyncio.wait({self.closed}, timeout=patience)
+        return self._closed_in_order
 
     async def _call(self, start: Callable[[Callable[[Any], None]], object]) -> Any:
         waiter = self._waiter()
@@ -330,6 +353,7 @@ class Channel:
             self._waiters.discard(waiter)
 
     def _on_closed(self, _channel: Any, error: BaseException) -> None:
+        self._closed_in_order = isinstance(error, pika.exceptions.ChannelClosedByClient)
         self._fail(translate(error))
 
     def on_connection_closed(self, reason: BrokerError) -> None:

@@ -93,9 +93,9 @@ class FastConnection(AsyncioConnection):  # type: ignore[misc] # untyped library
         self._held: asyncio.TimerHandle | None = None
         super().__init__(*args, **kwargs)
 
-    def route(self, channel: int, queue: str, number: int, on_deliveries: OnDeliveries) -> Callable[..., None]:
+    def route(self, channel: int, queue: str, receipt: Any, on_deliveries: OnDeliveries) -> Callable[..., None]:
         """Have the deliveries of a channel handed over in batches, as they are read. Returns a callback for pika."""
-        self._splitter.sources[channel] = (queue, number)
+        self._splitter.sources[channel] = (queue, receipt)
         self._consumers[channel] = on_deliveries
         return lambda *_args: None
 
@@ -167,7 +167,7 @@ class FastConnection(AsyncioConnection):  # type: ignore[misc] # untyped library
 class PlainConnection(AsyncioConnection):  # type: ignore[misc] # untyped library
     """The same by pika's documented methods: one callback for each delivery, one method for each settlement."""
 
-    def route(self, _channel: int, queue: str, number: int, on_deliveries: OnDeliveries) -> Callable[..., None]:
+    def route(self, _channel: int, queue: str, receipt: Any, on_deliveries: OnDeliveries) -> Callable[..., None]:
         """As ``FastConnection.route``."""
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -179,7 +179,7 @@ class PlainConnection(AsyncioConnection):  # type: ignore[misc] # untyped librar
                 attempt=1,
                 raw_properties=b"".join(properties.encode()),
                 body=body,
-                channel=number,
+                receipt=receipt,
                 tag=method.delivery_tag,
             )
             on_deliveries([delivery])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 from workerkit.ports import Delivery
 
@@ -67,8 +68,8 @@ class FrameSplitter:
     """
 
     def __init__(self) -> None:
-        self.sources: dict[int, tuple[str, int]] = {}
-        """By channel: the queue that its deliveries come from, and the number of the channel incarnation."""
+        self.sources: dict[int, tuple[str, Any]] = {}
+        """By channel: the queue that its deliveries come from, and the receipt that each of them gets."""
         self.frames = 0
         """Frames recognised here, for pika's own counters."""
         self._rest = b""
@@ -118,7 +119,7 @@ class FrameSplitter:
         unpack_between = _BETWEEN.unpack_from
         head, middle, exchange, routing_key = shape.head, shape.middle, shape.exchange, shape.routing_key
         between = struct.pack(">BBH", _END, _BODY, shape.channel)
-        queue, number = self.sources.get(shape.channel, ("", 0))
+        queue, receipt = self.sources.get(shape.channel, ("", None))
         deliveries: list[Delivery] = []
         try:
             while True:
@@ -135,7 +136,7 @@ class FrameSplitter:
                 redelivered = flags & _REDELIVERED == 1
                 properties, content = buffer[start:end], buffer[body:stop]
                 deliveries.append(
-                    Delivery(queue, exchange, routing_key, redelivered, 1, properties, content, number, tag)
+                    Delivery(queue, exchange, routing_key, redelivered, 1, properties, content, receipt, tag)
                 )
                 offset = stop + 1
         except (struct.error, IndexError):
@@ -221,7 +222,7 @@ class FrameSplitter:
         offset = tag_start + _TAG_AND_FLAGS.size
         exchange_end = offset + 1 + frame[offset]
         key_end = exchange_end + 1 + frame[exchange_end]
-        queue, number = self.sources.get(channel, ("", 0))
+        queue, receipt = self.sources.get(channel, ("", None))
         delivery = Delivery(
             queue=queue,
             exchange=frame[offset + 1 : exchange_end].decode("utf-8", "replace"),
@@ -230,7 +231,7 @@ class FrameSplitter:
             attempt=1,
             raw_properties=b"",
             body=b"",
-            channel=number,
+            receipt=receipt,
             tag=tag,
         )
         self._shape = _Shape(channel, frame, tag_start, delivery)

@@ -21,9 +21,13 @@ class Unacked:
     def __len__(self) -> int:
         return self._last + 1 - self._lowest - len(self._ahead)
 
-    def add(self, tag: int) -> None:
-        """Everything up to this tag has arrived."""
-        self._last = tag
+    def add(self, first: int, last: int) -> None:
+        """These have arrived. Tags between the last arrival and the first of these never will: pika has rejected them,
+        as it does by itself (without its short cuts) while a subscription is cancelled.
+        """
+        if first > self._last + 1:
+            self._ahead.update(range(self._last + 1, first))
+        self._last = last
 
     def settle(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
         """Take tags out; return the frames that settle them, as (tag, multiple).
@@ -46,3 +50,10 @@ class Unacked:
         run = [tag for tag in settled if tag < self._lowest]
         single = [(tag, False) for tag in settled[len(run) :]]
         return [(run[-1], len(run) > 1), *single] if run else single
+
+    def settle_all(self) -> list[tuple[int, bool]]:
+        """Take all out; return the frame that settles them, if there are any."""
+        frames = [(self._last, True)] if self else []
+        self._lowest = self._last + 1
+        self._ahead.clear()
+        return frames

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from workerkit.settings.model import QueueSettings
+
 NATIVE_DELAYED_RETRY = (4, 3)
 """Quorum queues delay rejected messages by themselves. Older servers accept the arguments and ignore them, so a
 rejected message comes back within 10 ms: deciding by the arguments alone would spin."""
@@ -45,6 +47,46 @@ class ServerVersion:
         return self.numbers < CANCELS_CONSUMERS_OF_RECREATED_QUEUES
 
     @property
+    def counts_hand_backs(self) -> bool:
+        """Whether a quorum queue counts what is merely handed back (basic.nack) as if a worker had been lost."""
+        return not self.delays_retries
+
+    @property
     def limits_deliveries(self) -> bool:
         """Whether a quorum queue drops a message that came back often."""
         return self.numbers >= DEFAULT_DELIVERY_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTraits:
+    """What one queue does on one server; from the server that answered, never guessed from the arguments alone.
+
+    Attributes:
+        native: it delays rejected messages by itself, and counts failures.
+        limited: it drops a message that has come back often, and nobody else counts.
+        ordered: its meaning depends on its order.
+        counts_losses: it tells how often a message has lost its whole worker. Classic queues do not; with native retry
+            a loss is a failed attempt like others. Where hand-backs count too, they have to be copies to be told
+            apart, which an ordered queue cannot have.
+        counts_hand_backs: what is merely handed back counts as a loss.
+    """
+
+    native: bool = False
+    limited: bool = False
+    ordered: bool = False
+    counts_losses: bool = False
+    counts_hand_backs: bool = False
+
+    @classmethod
+    def of(cls, settings: QueueSettings, version: ServerVersion) -> QueueTraits:
+        """The traits of a queue with these settings on a server of this version."""
+        native = version.delays_retries and settings.delayed_retry is not None
+        counting = settings.type == "quorum" and not native
+        ordered = bool(settings.arguments.get("x-single-active-consumer"))
+        return cls(
+            native=native,
+            limited=counting and version.limits_deliveries,
+            ordered=ordered,
+            counts_losses=counting and not (ordered and version.counts_hand_backs),
+            counts_hand_backs=counting and version.counts_hand_backs,
+        )

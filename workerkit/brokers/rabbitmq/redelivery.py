@@ -1,0 +1,363 @@
+"""What brings a message back or keeps it: by the queue itself, or by a copy that is confirmed before the original goes.
+
+Until the broker has the copy, the original is unacknowledged: it may be there twice for a moment, and is never nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from workerkit import headers
+from workerkit.brokers.backoff import Backoff
+from workerkit.brokers.rabbitmq.amqp import Channel, Connection
+from workerkit.brokers.rabbitmq.background import Background
+from workerkit.brokers.rabbitmq.errors import PreconditionFailed
+from workerkit.brokers.rabbitmq.fastpath import Settling
+from workerkit.brokers.rabbitmq.publisher import Publisher, Unconfirmed
+from workerkit.brokers.rabbitmq.subscription import Subscription
+from workerkit.brokers.rabbitmq.topology import EXPLICIT_RETRY_GRACE, Queue, explicit_retry_queue, retry_queue_name
+from workerkit.brokers.rabbitmq.versions import QueueTraits
+from workerkit.brokers.rabbitmq.wire import PROPERTIES_LIMIT, is_not_for_copies, returns_of
+from workerkit.envelope import attempt_of, dead_letter, dead_queue_name, released_copy, renewed, retry_copy
+from workerkit.errors import AccessRefused, BrokerError, ConnectionLost, PublishFailed, QueueNotFound
+from workerkit.outgoing import Outgoing
+from workerkit.ports import BrokerEvents, Delivery, Plan
+from workerkit.properties import header_number
+from workerkit.settlement import Acknowledge, Cause, DeadLetter, Reason, Release, RetryLater, Settlement
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+RENEW_AFTER = 10
+"""Returns after which a message is put back as a copy.
+
+From RabbitMQ 4.0 on quorum queues drop a message after 20 returns, without a trace where no dead-letter exchange is
+set. A release counts as one before 4.3, a lost connection always: restarts must not add up to a lost message.
+"""
+_DECLARE_AGAIN = EXPLICIT_RETRY_GRACE / 4
+"""Seconds. A queue for one delay expires when it is not declared for longer than its grace."""
+_ATTEMPT = headers.ATTEMPT.encode()
+
+T = TypeVar("T")
+Ended = tuple[Settling, Settlement]
+"""By which method the original is settled, and what the worker is told of it."""
+
+
+def at_once(delivery: Delivery, settlement: Settlement) -> Ended | None:
+    """How this is settled without a copy; None when it takes one."""
+    source: Subscription = delivery.receipt.source
+    if isinstance(settlement, Acknowledge) and not settlement.publish:
+        return Settling.ACK, settlement
+    if isinstance(settlement, Release) and not settlement.delay and not _would_count(delivery, source.traits):
+        return Settling.NACK, settlement
+    if isinstance(settlement, RetryLater) and source.traits.native and not (settlement.explicit or settlement.alone):
+        return Settling.REJECT, _natively(settlement, delivery, source)
+    return None
+
+
+def _would_count(delivery: Delivery, traits: QueueTraits) -> bool:
+    """Whether handing it back would look like another loss of a worker. The first return of a message is not counted,
+    so that nearly all can be handed back as they are.
+    """
+    counting = traits.counts_losses and traits.counts_hand_backs
+    return counting and delivery.redelivered and returns_of(delivery.raw_properties) > 0
+
+
+def _natively(later: RetryLater, delivery: Delivery, source: Subscription) -> RetryLater:
+    """With the delay that the queue will really make: one step longer for each failure."""
+    policy = source.settings.delayed_retry
+    assert policy is not None
+    return replace(later, delay=min(policy.min * (returns_of(delivery.raw_properties) + 1), float(policy.max)))
+
+
+def _losses_of(delivery: Delivery, traits: QueueTraits) -> int:
+    """How often the message has lost its whole worker, as far as this queue tells."""
+    if not traits.counts_losses:
+        return 0
+    returns = returns_of(delivery.raw_properties)
+    if traits.counts_hand_backs:
+        returns = max(0, returns - 1)
+    return header_number(delivery.raw_properties, headers.LOSSES) + returns
+
+
+class Redelivery:
+    """Copies for retries, releases, renewals and dead letters, and what is published with an acknowledgement.
+
+    Args:
+        plan: what the worker consumes.
+        sources: by queue.
+        connect: opens the connection to publish on.
+        events: how each settlement ended.
+        log: what could not be published, or not as it was asked for.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Mapping[str, Subscription],
+        connect: Callable[[], Awaitable[Connection]],
+        events: BrokerEvents,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._plan = plan
+        self._sources = sources
+        self._open_connection = connect
+        self._events = events
+        self._log = log
+        self._publisher = Publisher(self._connect, wait_while_blocked=True)
+        self._connection: Connection | None = None
+        self._side: Channel | None = None
+        self._known: dict[str, float] = {}  # when we last saw that a queue or an exchange is there
+        self._told: set[str] = set()  # of which queues for one delay we have said that they cannot be made
+        self._background = Background(events.on_failed)
+
+    # ---- what arrives
+
+    def receive(self, traits: QueueTraits, deliveries: list[Delivery]) -> list[Delivery]:
+        """Say of each which attempt it is, and take care of those that must not be worked on.
+
+        Nearly all are first attempts that nobody has had before, and they must cost next to nothing. With native
+        retry there are no copies: there the queue's own count of failures is added. It is not used elsewhere, since
+        other versions count every return.
+        """
+        if traits.native:
+            for delivery in deliveries:
+                delivery.attempt = attempt_of(delivery.raw_properties) + returns_of(delivery.raw_properties)
+            return deliveries
+        for delivery in deliveries:
+            if _ATTEMPT in delivery.raw_properties:
+                delivery.attempt = attempt_of(delivery.raw_properties)
+        if not (traits.counts_losses or traits.limited) or not any(delivery.redelivered for delivery in deliveries):
+            return deliveries
+        return [delivery for delivery in deliveries if not (delivery.redelivered and self._replace(delivery, traits))]
+
+    def _replace(self, delivery: Delivery, traits: QueueTraits) -> bool:
+        """Put a copy in place of a message that has come back too often. False: it has not."""
+        losses = _losses_of(delivery, traits)
+        about = {"queue": delivery.queue, "delivery_tag": delivery.tag, "attempt": delivery.attempt, "losses": losses}
+        if losses > self._plan.max_losses:
+            self._log.error("message.lost_too_often", **about)
+            cause = Cause(Reason.LOST, f"its worker was lost {losses} times while it had this message")
+            copy = self._dead_letter(delivery, cause)
+        elif traits.limited and returns_of(delivery.raw_properties) >= RENEW_AFTER:
+            self._log.info("message.renewed", **about)
+            copy = self._renewal(delivery, losses)
+        else:
+            return False
+        self._background.start(self._settle_unseen(delivery, copy))
+        return True
+
+    async def _settle_unseen(self, delivery: Delivery, copy: Awaitable[None]) -> None:
+        """Of what the worker has not seen it is not told."""
+        try:
+            await copy
+            delivery.receipt.settle(Settling.ACK, [delivery])
+        except BrokerError:
+            pass  # it comes back
+        except asyncio.CancelledError:
+            with contextlib.suppress(BrokerError):
+                delivery.receipt.settle(Settling.NACK, [delivery])
+            raise
+
+    # ---- settling
+
+    def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Begin to settle what cannot be settled at once; the events tell how it ends."""
+        self._background.start(self._settle(delivery, settlement))
+
+    async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        try:
+            ended = await self._copy(delivery, settlement)
+            if isinstance(ended, Cause):
+                self._events.on_unpublished(delivery, ended)
+                return
+            how, settlement = ended
+            delivery.receipt.settle(how, [delivery])
+        except BrokerError as error:
+            self._events.on_dropped([delivery], str(error))
+        except asyncio.CancelledError:
+            blamed = isinstance(settlement, RetryLater | DeadLetter)
+            with contextlib.suppress(BrokerError):
+                delivery.receipt.settle(Settling.REJECT if blamed else Settling.NACK, [delivery])
+            self._events.on_dropped([delivery], "given back, as no confirmation came before the end")
+            raise
+        else:
+            self._events.on_settled([(delivery, settlement)])
+
+    async def _copy(self, delivery: Delivery, settlement: Settlement) -> Ended | Cause:
+        """Publish until the broker has it. Raises BrokerError: the original is not ours any more."""
+        if isinstance(settlement, Acknowledge):
+            return await self._publish_all(delivery, settlement) or (Settling.ACK, settlement)
+        if isinstance(settlement, DeadLetter):
+            await self._dead_letter(delivery, settlement.cause)
+            return Settling.ACK, settlement
+        losses = _losses_of(delivery, delivery.receipt.source.traits)
+        if isinstance(settlement, RetryLater):
+            properties = retry_copy(delivery, settlement, losses=losses, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
+            return await self._persist(delivery, partial(self._retry, delivery, settlement, properties))
+        if not settlement.delay:
+            await self._renewal(delivery, losses)
+            return Settling.ACK, settlement
+        properties = released_copy(delivery, settlement, losses=losses, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
+        return await self._persist(delivery, partial(self._release, delivery, settlement, properties))
+
+    async def _retry(self, delivery: Delivery, later: RetryLater, properties: bytes) -> Ended:
+        waiting = await self._waiting_queue(delivery.queue, later.delay, explicit=later.explicit)
+        if waiting is None and not later.alone:  # with native retry nothing is declared to wait in but the queue itself
+            return Settling.REJECT, _natively(later, delivery, delivery.receipt.source)
+        name, delay = waiting or (delivery.queue, 0.0)
+        await self._publisher.publish("", name, properties, delivery.body)
+        return Settling.ACK, replace(later, delay=delay)
+
+    async def _release(self, delivery: Delivery, release: Release, properties: bytes) -> Ended:
+        waiting = await self._waiting_queue(delivery.queue, release.delay, explicit=True)
+        if waiting is None:
+            return Settling.NACK, replace(release, delay=0.0)
+        name, delay = waiting
+        await self._publisher.publish("", name, properties, delivery.body)
+        return Settling.ACK, replace(release, delay=delay)
+
+    async def _dead_letter(self, delivery: Delivery, cause: Cause) -> None:
+        story = dead_letter(delivery, cause, self._plan.worker, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
+        target = dead_queue_name(delivery.queue)
+        await self._persist(delivery, lambda: self._publisher.publish("", target, story, delivery.body))
+
+    async def _renewal(self, delivery: Delivery, losses: int) -> None:
+        properties = renewed(delivery, losses, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
+        await self._persist(delivery, lambda: self._publisher.publish("", delivery.queue, properties, delivery.body))
+
+    async def _persist(
+        self,
+        delivery: Delivery,
+        publish: Callable[[], Awaitable[T]],
+        *,
+        is_final: Callable[[BrokerError], bool] = lambda _error: False,
+    ) -> T:
+        """Try until it works, for as long as the original is ours. Raises BrokerError: it is not, or what is final."""
+        backoff = Backoff(0.2, 5.0)
+        while not delivery.receipt.lost:
+            try:
+                return await publish()
+            except BrokerError as error:
+                if is_final(error):
+                    raise
+                self._known.clear()
+                delay = backoff.delay()
+                self._log.error("publish.failed", queue=delivery.queue, error=str(error), again_in=round(delay, 2))
+                await asyncio.sleep(delay)
+                backoff = backoff.next()
+        raise ConnectionLost("the channel that delivered is gone")
+
+    # ---- what is published with an acknowledgement
+
+    async def _publish_all(self, delivery: Delivery, settlement: Acknowledge) -> Cause | None:
+        """Publish all; why the broker did not take one of them, or None. Raises BrokerError: the original is gone."""
+        publishing = [
+            self._persist(delivery, partial(self._publish, message), is_final=_is_refusal)
+            for message in settlement.publish
+        ]
+        errors = [result for result in await asyncio.gather(*publishing, return_exceptions=True) if result is not None]
+        refusal = next((error for error in errors if _is_refusal(error)), None)
+        if refusal is not None:
+            name = "Unroutable" if isinstance(refusal, QueueNotFound) else type(refusal).__name__
+            return Cause(Reason.EXCEPTION, str(refusal), exception=f"workerkit.{name}")
+        if errors:
+            raise errors[0]
+        return None
+
+    async def _publish(self, message: Outgoing) -> None:
+        exchange, key = message.exchange, message.routing_key
+        if message.delay:
+            if exchange:
+                raise PublishFailed("a message can only wait for a queue that it is published to by name")
+            await self._check(key, partial(Channel.check_queue, name=key))
+            waiting = await self._waiting_queue(key, message.delay, explicit=True)
+            if waiting is None:
+                raise PublishFailed(f"there is no queue to wait in for {key!r}, and the user may not declare one")
+            key, _ = waiting
+        elif exchange:  # a publish to one that is missing would close the channel that others use
+            await self._check(f"exchange {exchange}", partial(Channel.check_exchange, name=exchange))
+        await self._publisher.publish(exchange, key, message.raw_properties, message.body)
+
+    # ---- queues to wait in
+
+    async def _waiting_queue(self, queue: str, delay: float, *, explicit: bool) -> tuple[str, float] | None:
+        """The queue in which a message waits before it comes to ``queue``, and for how many seconds.
+
+        That is one of the policy's when the delay is; else one is declared for this delay. Where that is not allowed,
+        it is the policy's with the nearest delay, if there is any.
+        """
+        source = self._sources.get(queue)
+        declared = () if source is None or source.traits.native else self._plan.delays
+        if delay in declared:
+            return retry_queue_name(queue, delay), delay
+        wanted = explicit_retry_queue(queue, delay)
+        if explicit or not declared:
+            allowed = source is None or source.settings.declare
+            if allowed and wanted.name not in self._told and await self._declare(wanted):
+                return wanted.name, delay
+            self._tell_change(wanted.name, queue, delay, declared)
+        if not declared:
+            return None
+        nearest = min(declared, key=lambda known: abs(known - delay))
+        return retry_queue_name(queue, nearest), nearest
+
+    def _tell_change(self, name: str, queue: str, delay: float, declared: tuple[float, ...]) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            used = min(declared, key=lambda known: abs(known - delay)) if declared else None
+            why = "the user may not declare a queue for this delay"
+            self._log.warning("retry.delay_changed", queue=queue, wanted=delay, used=used, why=why)
+
+    async def _declare(self, queue: Queue) -> bool:
+        """See that a queue for one delay is there, and stays. False: we may not make it as it should be."""
+        try:
+            await self._check(queue.name, partial(Channel.declare_queue, name=queue.name, arguments=queue.arguments))
+        except (AccessRefused, PreconditionFailed):
+            return False
+        return True
+
+    async def _check(self, name: str, ask: Callable[[Channel], Awaitable[object]]) -> None:
+        """Ask the broker for something, if that is not known to be there.
+
+        On a channel of its own: a refusal closes the channel, and with it the confirms of all that is in flight on it.
+        """
+        now = time.monotonic()
+        if now - self._known.get(name, -_DECLARE_AGAIN) < _DECLARE_AGAIN:
+            return
+        await self._publisher.channel()  # it opens the connection
+        assert self._connection is not None
+        if self._side is None or not self._side.is_open:
+            self._side = await self._connection.channel()
+        await ask(self._side)
+        self._known[name] = now
+
+    async def _connect(self) -> Connection:
+        self._connection = connection = await self._open_connection()
+        connection.on_blocked = self._on_blocked
+        return connection
+
+    def _on_blocked(self, blocked: bool, reason: str) -> None:
+        note = "retries and dead letters wait, acks do not"
+        self._log.warning("conn.blocked", reason=reason, note=note) if blocked else self._log.info("conn.unblocked")
+
+    # ---- the end
+
+    async def finish(self, patience: float) -> None:
+        """Wait for what is not confirmed, for at most ``patience`` seconds, and give the rest back."""
+        await self._background.finish(patience)
+
+    async def close(self) -> None:
+        """Close the connection to publish on."""
+        await self._publisher.close()
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the broker will not take this message: publishing it again would end the same way."""
+    return isinstance(error, QueueNotFound) or (isinstance(error, PublishFailed) and not isinstance(error, Unconfirmed))

@@ -1,0 +1,352 @@
+"""One source: the channel that consumes a queue, how much it takes, and what of it is unsettled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from workerkit.brokers.backoff import Backoff
+from workerkit.brokers.rabbitmq.amqp import Channel, Connection, QueueState
+from workerkit.brokers.rabbitmq.background import Background
+from workerkit.brokers.rabbitmq.declare import check, declare
+from workerkit.brokers.rabbitmq.fastpath import Settling
+from workerkit.brokers.rabbitmq.topology import derive
+from workerkit.brokers.rabbitmq.unacked import Unacked
+from workerkit.brokers.rabbitmq.versions import QueueTraits
+from workerkit.errors import AccessRefused, BrokerError, ConfigurationError, ConnectionLost
+from workerkit.ports import Delivery
+from workerkit.properties import decode_ids
+from workerkit.settings.model import ExchangeSettings, QueueSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from structlog.typing import FilteringBoundLogger
+
+REFUSED_DELAY = 30.0
+"""Seconds between tries once a running worker is refused: a changed password must not look like an attack."""
+_IDLE_STALL = 2
+"""Checks in a row with messages ready, none of them ours, after which the subscription counts as dead."""
+_STASH_LIMIT = 15
+"""Settling frames after which a quorum queue may hold some of them in the channel's process, see ``_flush``."""
+
+
+class Incarnation:
+    """One channel of a source, and the receipt of all that it delivers: tags are good on it and nowhere else."""
+
+    __slots__ = ("answered", "channel", "frames", "lost", "source", "unacked", "uncertain", "used")
+
+    def __init__(self, source: Subscription, channel: Channel) -> None:
+        self.source = source
+        self.channel = channel
+        self.unacked = Unacked()
+        self.lost = False
+        self.used = False
+        """It has had deliveries."""
+        self.uncertain: list[Delivery] | None = None
+        """While nothing is taken: what was settled since the broker was told so."""
+        self.answered = False
+        """It has answered that it sends no more: with that, it has what was settled before."""
+        self.frames = 0
+        """Settling frames since it was told."""
+
+    def settle(self, how: Settling, deliveries: Iterable[Delivery]) -> None:
+        """Settle in one write, as few frames as are true. Raises BrokerError: they are the broker's again."""
+        if self.lost:
+            raise ConnectionLost("the channel that delivered is gone")
+        frames = self.unacked.settle([delivery.tag for delivery in deliveries])
+        if how is Settling.REJECT:
+            frames = [(tag, False) for tag, _ in frames]
+        self.channel.settle(how, frames)
+        if self.uncertain is not None:
+            self.uncertain.extend(deliveries)
+            self.frames += len(frames)
+        self.source.settled()
+
+
+class Subscription:
+    """One queue that is consumed.
+
+    1. Declares what the queue needs, on each new connection, and opens a channel for it.
+    2. Takes what it is told to, and takes it again after each loss.
+    3. A loss of its own touches no other source: it opens its channel again, with pauses that grow.
+
+    Args:
+        queue: its name.
+        settings: of the queue.
+        exchanges: configured exchanges.
+        delays: of the retry policy, in seconds.
+        name: of the worker instance, for consumer tags.
+        background: where it comes back after a loss.
+        log: losses and tries of this source alone.
+        on_deliveries: gets what arrives.
+        on_lost: told that a channel is gone, with the receipt of all that it had delivered.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        settings: QueueSettings,
+        exchanges: Mapping[str, ExchangeSettings],
+        delays: tuple[float, ...],
+        *,
+        name: str,
+        background: Background,
+        log: FilteringBoundLogger,
+        on_deliveries: Callable[[Incarnation, list[Delivery]], None],
+        on_lost: Callable[[list[Incarnation]], None],
+    ) -> None:
+        self.queue = queue
+        self.settings = settings
+        self.traits = QueueTraits()
+        self.incarnation: Incarnation | None = None
+        self._exchanges = exchanges
+        self._delays = delays
+        self._new_tags = (f"{name}.{number}" for number in itertools.count(1))
+        self._background = background
+        self._log = log
+        self._on_deliveries = on_deliveries
+        self._on_lost = on_lost
+        self._window = 0  # that we were told to take
+        self._taken = 0  # that the present consumer takes; 0 when there is none
+        self._tags: list[str] = []  # of our consumers: one, or two while a bigger one takes the place of another
+        self._changing = asyncio.Lock()
+        self._restoring: asyncio.Task[None] | None = None
+        self._served = False
+        self._stalled_checks = 0
+
+    @property
+    def consumers(self) -> int:
+        """How many of ours the broker should list."""
+        return len(self._tags)
+
+    # ---- being there
+
+    async def open(self, connection: Connection) -> None:
+        """Declare or check the queue, open a channel, take what is wanted.
+
+        Raises:
+            BrokerError: it cannot be done, or the connection is gone.
+            ConfigurationError: a queue is missing or different.
+        """
+        self.traits = QueueTraits.of(self.settings, connection.version)
+        topology = derive(self.queue, self.settings, self._exchanges, self._delays, native=self.traits.native)
+        await (declare if self.settings.declare else check)(connection, topology)
+        self._adopt(await connection.channel())
+        async with self._changing:
+            await self._change()
+
+    def restore(self, connection: Connection) -> asyncio.Task[None]:
+        """Open it in the background, again and again for as long as the connection is there."""
+        self._restoring = self._background.start(self._restore(connection))
+        return self._restoring
+
+    async def _restore(self, connection: Connection) -> None:
+        backoff = Backoff()
+        while connection.is_open:
+            try:
+                await self.open(connection)
+                if self.incarnation is not None:
+                    return
+                continue  # it was lost again in that moment
+            except (AccessRefused, ConfigurationError) as error:
+                delay = REFUSED_DELAY
+                self._log.error("source.refused", queue=self.queue, error=str(error), again_in=delay)
+            except BrokerError as error:
+                delay = backoff.delay()
+                self._log.warning("source.failed", queue=self.queue, error=str(error), again_in=round(delay, 2))
+                backoff = backoff.next()
+            await asyncio.wait({connection.closed}, timeout=delay)
+
+    def _adopt(self, channel: Channel) -> None:
+        """Make it the channel that consumes. The one before is lost, if there is one."""
+        self.lose("another channel takes its place")
+        self.incarnation = incarnation = Incarnation(self, channel)
+        self._served = False
+        self._stalled_checks = 0
+        why = "the broker cancelled the consumer; was the queue deleted?"
+        channel.on_cancel(lambda: self._lose_alone(incarnation, why))
+        channel.closed.add_done_callback(lambda closed: self._lose_alone(incarnation, str(closed.result())))
+
+    def lose(self, why: str) -> None:
+        """The channel is of no more use, whatever it looks like."""
+        if self.incarnation is not None:
+            self._lose_alone(self.incarnation, why)
+
+    def _lose_alone(self, incarnation: Incarnation, why: str) -> None:
+        """Synchronous: from this moment on settlements of what this channel delivered are dropped."""
+        if self.incarnation is not incarnation or incarnation.lost:
+            return
+        incarnation.lost = True
+        self.incarnation = None
+        self._taken, self._tags = 0, []
+        self._on_lost([incarnation])
+        connection = incarnation.channel.connection
+        if connection.is_open and (self._restoring is None or self._restoring.done()):
+            self._log.warning("source.lost", queue=self.queue, why=why)
+            self._restoring = self._background.start(self._restore_alone(incarnation.channel, connection))
+
+    async def _restore_alone(self, channel: Channel, connection: Connection) -> None:
+        started = time.monotonic()
+        await channel.close()  # its messages go back
+        await self._restore(connection)
+        if self.incarnation is not None:
+            after = round((time.monotonic() - started) * 1000)
+            self._log.info("source.up", queue=self.queue, after_ms=after)
+
+    # ---- taking messages
+
+    async def take(self, window: int) -> None:
+        """See the port."""
+        self._window = window
+        incarnation = self.incarnation
+        if incarnation is not None and window == 0 and incarnation.uncertain is None:
+            incarnation.uncertain, incarnation.answered, incarnation.frames = [], False, 0
+        await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        async with self._changing:
+            with contextlib.suppress(BrokerError):  # the channel is gone, and comes back with this window
+                await self._change()
+
+    async def _change(self) -> None:
+        """From what is taken to what is wanted. Not in two tasks at once."""
+        incarnation, window = self.incarnation, self._window
+        if incarnation is None or window == self._taken:
+            return
+        if window > self._taken > 0:  # the new consumer first: there is no gap
+            old = list(self._tags)
+            await self._consume(incarnation, window)
+            await self._cancel(incarnation, old)
+            return
+        self._taken = 0
+        await self._cancel(incarnation, list(self._tags))
+        # The broker does not count against a new consumer what an old one has been sent. So that no more than `window`
+        # wait here, the new one begins when that is fewer; `settled` comes back to it.
+        if len(incarnation.unacked) < window:
+            await self._consume(incarnation, window)
+        elif window == 0:
+            incarnation.answered = True
+
+    async def _consume(self, incarnation: Incarnation, window: int) -> None:
+        tag = next(self._new_tags)
+        await incarnation.channel.qos(window)
+        self._taken = window
+        self._tags.append(tag)  # before it is there: one that is only asked for must be cancelled as well
+        incarnation.uncertain = None
+        await incarnation.channel.consume(
+            self.queue, tag, lambda batch: self._arrived(incarnation, batch), receipt=incarnation
+        )
+
+    async def _cancel(self, incarnation: Incarnation, tags: list[str]) -> None:
+        for tag in tags:
+            self._tags.remove(tag)  # before the answer: cancelling twice would wait for one that never comes
+            await incarnation.channel.cancel(tag)
+
+    def _arrived(self, incarnation: Incarnation, deliveries: list[Delivery]) -> None:
+        if incarnation.lost:
+            return
+        self._served = incarnation.used = True
+        incarnation.unacked.add(deliveries[0].tag, deliveries[-1].tag)
+        self._on_deliveries(incarnation, deliveries)
+
+    def settled(self) -> None:
+        """Something was settled: a consumer that waited for that can begin."""
+        if self._taken or not self._window or self._changing.locked():
+            return
+        incarnation = self.incarnation
+        if incarnation is not None and len(incarnation.unacked) < self._window:
+            self._background.start(self._catch_up())
+
+    # ---- seeing that it is served
+
+    async def check(self, connection: Connection, state: QueueState) -> None:
+        """Compare what the broker says of the queue with what arrives here."""
+        incarnation = self.incarnation
+        if incarnation is None or not self._tags:
+            return
+        idle = not self._served and not incarnation.unacked
+        self._served = False
+        self._stalled_checks = self._stalled_checks + 1 if idle and state.messages_ready else 0
+        if state.consumers == 0:
+            self.lose("the broker does not list our consumer")
+        elif self._stalled_checks >= _IDLE_STALL and not self.traits.ordered:
+            self.lose(f"{state.messages_ready} messages are ready and none is delivered")
+        elif idle and incarnation.used and connection.version.moves_consumers_silently:
+            try:
+                await self._refresh(connection)
+            except BrokerError as error:
+                self.lose(str(error))
+
+    async def _refresh(self, connection: Connection) -> None:
+        """Move to a new channel while nothing is in flight; the old one gives back what never reached us.
+
+        Once after each time that there was work: only a channel that has had deliveries takes new ones for duplicates.
+        """
+        fresh = await connection.channel()
+        async with self._changing:
+            old = self.incarnation
+            unused = fresh
+            if old is not None and not old.unacked and self._taken:
+                old.lost, unused = True, old.channel
+                self._taken, self._tags = 0, []
+                self.incarnation = None
+                self._adopt(fresh)
+                await self._change()
+        await unused.close()
+
+    # ---- the end
+
+    async def close(self, deadline: float) -> None:
+        """Give back what is unsettled and see that the broker holds the rest, until ``deadline`` (monotonic)."""
+        incarnation, self.incarnation = self.incarnation, None
+        if incarnation is None:
+            return
+        incarnation.lost = True
+        confirmed = False
+        with contextlib.suppress(BrokerError, TimeoutError):
+            async with asyncio.timeout_at(deadline):  # its clock is the monotonic one
+                await self._flush(incarnation)
+                confirmed = await incarnation.channel.close(deadline - time.monotonic())
+        if incarnation.used and not confirmed:
+            settled = incarnation.uncertain or []
+            self._log.warning(
+                "settle.unconfirmed",
+                queue=self.queue,
+                why="the broker did not answer before the end",
+                earlier=not incarnation.answered,  # what was settled just before is as uncertain
+                messages=len(settled),
+                message_ids=[_id_of(delivery) for delivery in settled],
+            )
+
+    async def _flush(self, incarnation: Incarnation) -> None:
+        """Have the queue take all that was settled. That a channel is closed in order does not prove it.
+
+        The channel's process at the broker sends settlements on to a quorum queue while fewer than 32 of them are on
+        their way, keeps the others for later, and drops what it still keeps when it ends (``unsent_commands`` in
+        rabbit_fifo_client of RabbitMQ 3.10). A consumer goes the same way, behind them, and the queue answers for it.
+        """
+        channel, unacked = incarnation.channel, incarnation.unacked
+        channel.nack(unacked.settle_all())
+        if self.settings.type != "quorum" or incarnation.frames < _STASH_LIMIT:
+            return
+        tag = next(self._new_tags)
+        await channel.qos(1)
+        await channel.consume(
+            self.queue, tag, lambda batch: unacked.add(batch[0].tag, batch[-1].tag), receipt=incarnation
+        )
+        await channel.cancel(tag)
+        channel.nack(unacked.settle_all())
+
+
+def _id_of(delivery: Delivery) -> str:
+    """By which an operator finds a message: its id, or where it has none the number of its hand-over."""
+    try:
+        message_id, _ = decode_ids(delivery.raw_properties)
+    except ValueError:
+        message_id = None
+    return message_id or f"delivery {delivery.tag}"

@@ -1,0 +1,268 @@
+"""Running callbacks that are coroutines, several at once, on the event loop of the main thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import importlib
+import os
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from contextvars import Context, ContextVar, copy_context
+from typing import Any
+
+from workerkit.errors import ExitCode
+from workerkit.message import Incoming, MessageAdapter
+from workerkit.payload import body_decoder
+from workerkit.settlement import RELEASE, Cause, Outcome
+from workerkit.task import WorkerTask
+from workerkit.worker.coroutines import end_by, execute
+from workerkit.worker.execution import exit_cause
+from workerkit.worker.link import Dying, Frame, Kind, dying_frame, unpack_aftermath, unpack_delivery, unpack_seq
+from workerkit.worker.page import Phase
+from workerkit.worker.steps import Steps, Turn
+from workerkit.worker.uplink import Uplink, exit_code
+
+_BEAT = 0.25
+"""Seconds between two signs of life of the event loop."""
+_turn: ContextVar[Turn | None] = ContextVar("workerkit-turn", default=None)
+"""Whose code runs: set in the task of each callback, and so in all that the callback starts."""
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """A loop of uvloop's where that is installed, else of asyncio's own."""
+    with contextlib.suppress(ImportError):
+        loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
+        return loop
+    return asyncio.new_event_loop()
+
+
+class LoopRunner:
+    """Starts the callback of each delivery as soon as one of the callback slots is free, in the order of the frames.
+
+    When one callback ends the interpreter, all others stand still from that moment on: none of their code runs any
+    more, neither while ``shutdown`` does nor when the interpreter is taken apart.
+
+    Args:
+        task: whose callback to run.
+        queues: the worker's, in the order in which deliveries name them.
+        concurrency: how many callbacks run at once.
+        uplink: where messages come from.
+        loop: what to run them on.
+    """
+
+    def __init__(
+        self,
+        task: WorkerTask,
+        queues: Sequence[str],
+        concurrency: int,
+        uplink: Uplink,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._task = task
+        self._queues = queues
+        self._concurrency = concurrency
+        self._uplink = uplink
+        self._loop = loop
+        self._decode = body_decoder(task.payload_type)
+        self._context = Context()
+        self._waiting: deque[Frame] = deque()
+        self._running: dict[int, Turn] = {}
+        self._in_aftermath = False
+        self._stopped = False
+        self._death: Cause | None = None
+        self._error: BaseException | None = None
+        self._culprit: Turn | None = None
+
+    @property
+    def message(self) -> MessageAdapter | None:
+        """The message to which the running code belongs."""
+        turn = _turn.get()
+        return None if turn is None else turn.message
+
+    def run(self, frames: list[Frame]) -> Cause | None:
+        """Work on these frames, and on what comes after them, until STOP. Returns what this process must die of.
+
+        Raises:
+            SystemExit: the consumer is gone.
+            MemoryError: outside of any callback.
+        """
+        loop = self._loop
+        self._context = copy_context()
+        loop.set_task_factory(self._new_task)
+        loop.add_reader(self._uplink.fileno(), self._on_readable)
+        loop.call_soon(self._take, frames)
+        self._beat()
+        try:
+            while not (self._stopped or self._death or self._error):
+                loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:  # asyncio keeps everything else in its task
+            self._die_outside(error)
+        finally:
+            loop.remove_reader(self._uplink.fileno())
+            self._uplink.page.beat(0)
+            if not self._stopped:
+                self._abandon()
+        if self._error is not None:
+            raise self._error
+        return self._death
+
+    # ---- messages in
+
+    def _on_readable(self) -> None:
+        try:
+            self._take(self._uplink.receive())
+        except BaseException as error:  # noqa: BLE001 - asyncio would log it and go on
+            self._give_up(error)
+
+    def _take(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            kind, data, start, _ = frame
+            if kind == Kind.CANCEL:
+                self._start_waiting()  # it may be for one that came in the same read
+                self._cancel(unpack_seq(data, start))
+            else:
+                self._waiting.append(frame)
+        self._start_waiting()
+
+    def _cancel(self, seq: int) -> None:
+        turn = self._running.get(seq)
+        if turn is not None and turn.task is not None:
+            turn.cancelled = True
+            self._loop.call_soon(turn.task.cancel)  # behind its first step: what has not begun cannot settle anything
+
+    def _start_waiting(self) -> None:
+        """Start what there is room for. STOP and AFTERMATH wait until nothing runs."""
+        waiting, running = self._waiting, self._running
+        while waiting and len(running) < self._concurrency and not self._in_aftermath:
+            kind, data, start, end = waiting[0]
+            if kind != Kind.DELIVER and running:
+                return
+            waiting.popleft()
+            if kind == Kind.DELIVER:
+                self._start(*unpack_delivery(data, start, end, self._queues))
+            elif kind == Kind.AFTERMATH:
+                self._start_aftermath(data[start:end])
+            elif kind == Kind.STOP:
+                self._stopped = True
+                self._loop.stop()
+                return
+
+    def _start(self, seq: int, slot: int, incoming: Incoming) -> None:
+        page = self._uplink.page
+        if page.is_void(slot, seq):
+            page.end(slot, seq)  # its slot is free again
+            return
+        now = time.monotonic_ns()
+        turn = Turn(self._uplink, slot, seq, now)
+        page.begin(slot, seq, Phase.CALLBACK, now)  # before the second look, as in BlockingRunner
+        if page.is_void(slot, seq):
+            page.end(slot, seq)
+            turn.settle(RELEASE)
+            return
+        message = MessageAdapter(incoming, turn, self._decode)
+
+        def dying(cause: Cause) -> None:
+            turn.enter_shutdown(cause)
+            self._freeze(but=turn)
+
+        self._begin(turn, message, execute(self._task, message, dying, turn.was_cancelled))
+
+    def _start_aftermath(self, payload: bytes) -> None:
+        seq, slot, incoming, aftermath = unpack_aftermath(payload, self._queues)
+        now = time.monotonic_ns()
+        turn = Turn(self._uplink, slot, seq, now)
+        self._uplink.page.begin(slot, seq, Phase.SHUTDOWN, now)
+        outcome = None if aftermath.settled is None else Outcome(aftermath.settled)
+        message = MessageAdapter(incoming, turn, self._decode, outcome)
+        self._in_aftermath = True
+
+        async def end() -> None:
+            await end_by(self._task, message, aftermath.cause)
+
+        self._begin(turn, message, end())
+
+    def _begin(self, turn: Turn, message: MessageAdapter, execution: Coroutine[Any, Any, Cause | None]) -> None:
+        turn.message = message
+        self._running[turn.seq] = turn
+        work = Steps(self._work(turn, execution), turn, self._blame)
+        # In a context of its own: this may be called from the task of a message that is over.
+        turn.task = asyncio.Task(work, loop=self._loop, name=f"delivery-{turn.seq}", context=self._context.copy())
+
+    async def _work(self, turn: Turn, execution: Coroutine[Any, Any, Cause | None]) -> None:
+        _turn.set(turn)
+        try:
+            death = await execution
+            if self._uplink.forked:
+                os._exit(ExitCode.OK)  # a child of the callback came back from it: the rest is not its business
+            self._uplink.page.end(turn.slot, turn.seq)
+            if death is not None:
+                self._death = death
+                self._loop.stop()
+                return
+            del self._running[turn.seq]
+            self._in_aftermath = False
+            self._start_waiting()
+        except Exception as error:  # noqa: BLE001 - an error of ours: asyncio would keep it for nobody
+            self._give_up(error)
+
+    # ---- the loop
+
+    def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        """A task that a callback starts belongs to its message."""
+        context = options.get("context")
+        turn = _turn.get() if context is None else context.get(_turn)
+        if turn is not None and asyncio.iscoroutine(coroutine):
+            coroutine = Steps(coroutine, turn, self._blame)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    def _beat(self) -> None:
+        if self._uplink.forked:
+            os._exit(ExitCode.OK)  # a child came back to a loop that is not its own
+        self._uplink.page.beat(time.monotonic_ns())
+        self._loop.call_later(_BEAT, self._beat)
+
+    def _give_up(self, error: BaseException) -> None:
+        self._error = error
+        self._loop.stop()
+
+    # ---- the end
+
+    def _blame(self, turn: Turn) -> None:
+        """A task of this message's ends the interpreter, other than by an exception out of its callback."""
+        self._culprit = turn
+
+    def _die_outside(self, error: BaseException) -> None:
+        """The interpreter ends by what no callback raised itself: a task that one has started, or a signal."""
+        if self._uplink.forked:
+            os._exit(exit_code(exit_cause(error)))
+        self._task.shutdown_helper.release()
+        self._death = cause = exit_cause(error)
+        turn = self._culprit
+        if turn is None or turn.message is None or turn.seq not in self._running:
+            self._uplink.send(dying_frame(Dying(cause)))
+            return
+        turn.enter_shutdown(cause)
+        self._freeze()
+        successor = Turn(self._uplink, turn.slot, turn.seq, time.monotonic_ns())
+        successor.message = message = turn.message
+
+        async def end() -> None:
+            _turn.set(successor)  # whose tasks are not frozen
+            await end_by(self._task, message, cause)
+
+        with contextlib.suppress(BaseException):
+            self._loop.run_until_complete(end())
+        if not message.settled:
+            message.nack()
+
+    def _freeze(self, but: Turn | None = None) -> None:
+        for turn in self._running.values():
+            turn.frozen = turn is not but
+
+    def _abandon(self) -> None:
+        """Keep what stands still for ever: taking it apart would run its ``finally`` blocks."""
+        for task in asyncio.all_tasks(self._loop):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(task))
