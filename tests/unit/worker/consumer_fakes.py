@@ -28,12 +28,13 @@ class WorkingChild(FakeChild):
         self._loop = asyncio.get_running_loop()
         self._scene = scene
         self._read = 0
+        self._reacting = False
         self.begun: list[int] = []
         self.stuck_on: int | None = None
 
     def send(self, *pieces: bytes) -> None:
         super().send(*pieces)
-        self._loop.call_soon(self._react)
+        self._react_soon()
 
     def kill(self) -> None:
         super().kill()
@@ -44,18 +45,26 @@ class WorkingChild(FakeChild):
         assert self.stuck_on is not None
         tag, self.stuck_on = self.stuck_on, None
         self._end(tag, ACK)
-        self._react()
+        self._react_soon()
+
+    def _react_soon(self) -> None:
+        if not self._reacting:
+            self._reacting = True
+            self._loop.call_soon(self._react)
 
     def _react(self) -> None:
+        """Run one message."""
+        self._reacting = False
         if self.closed:
             return
         if not self._scene.loads:
             self._scene.on_load(self)
         elif self.queues == ():
             self.ready(**self._scene.resolved)
-        while self._read < len(self.inbox) and self.stuck_on is None:
+        if self._read < len(self.inbox) and self.stuck_on is None:
             sent = self.inbox[self._read]
             self._read += 1
+            self.places[sent.tag] = sent.slot, sent.seq  # of this one, should the message have come again meanwhile
             if sent.aftermath is not None:
                 self.finish(sent.tag, Outcome(2, cause=sent.aftermath.cause))  # type: ignore[arg-type]
             elif self.begin(sent.tag):
@@ -65,7 +74,8 @@ class WorkingChild(FakeChild):
                     self.stuck_on = sent.tag
                 else:
                     self._end(sent.tag, outcome)
-        if Kind.STOP in self.kinds and self.stuck_on is None:
+            self._react_soon()
+        elif Kind.STOP in self.kinds and self.stuck_on is None:
             self._die(STOPPED)
 
     def _end(self, tag: int, outcome: Outcome) -> None:

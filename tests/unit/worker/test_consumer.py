@@ -167,8 +167,8 @@ class TestWork:
             scene.peer.lose(["a"])
             assert scene.child.is_lost(1)
             scene.child.go_on()
+            await until(lambda: scene.peer.acked == [1, 3])
             assert scene.begun == [1, 3]
-            assert scene.peer.acked == [1, 3]
             scene.peer.drop()
             assert len(scene.events("settle.dropped")) == 1
             scene.consumer.stop_by_signal("SIGTERM")
