@@ -49,6 +49,8 @@ class Intake:
         self._broker = broker
         self._queues = tuple(queues)
         self._fixed = fixed
+        # With several queues, each has something here to choose from though all that runs is of the same one.
+        self._least = 2 * slots if len(queues) > 1 else slots
         self._most = most
         self._on_open = on_open
         self._on_failed = on_failed
@@ -90,7 +92,7 @@ class Intake:
             assert self._fixed is not None
             window = self._fixed
         else:
-            window = _ORDERED_WINDOW if capabilities.ordered else self.auto.window
+            window = _ORDERED_WINDOW if capabilities.ordered else max(self._least, self.auto.window)
         return window if self._most is None else min(window, self._most)
 
     def reconcile(self) -> None:

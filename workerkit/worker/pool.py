@@ -361,6 +361,10 @@ class Pool:
         """Callbacks have ended."""
         if finished:
             self._events.on_finished(finished)
+            if self._selector is not None:
+                now = time.monotonic()
+                for queue in {delivery.queue for delivery in finished}:
+                    self._selector.on_open(queue, now)
         if self._resolved is not None and self._resolved.recycle_memory is not None:
             self._see_to_memory(seat)
         if self._resolved is not None and self._resolved.max_messages is not None:

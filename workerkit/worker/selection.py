@@ -31,7 +31,7 @@ class Selector(Protocol):
         """The queue whose next message is to run; None to wait for ``DRY`` seconds at most. ``now`` is monotonic."""
 
     def on_open(self, queue: str, now: float) -> None:
-        """The queue is consumed from now on."""
+        """The queue may send something: it is consumed from now on, or has room for more again."""
 
     def on_arrival(self, queue: str, now: float) -> None:
         """Messages of the queue have arrived."""

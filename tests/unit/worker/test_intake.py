@@ -139,6 +139,13 @@ class TestAuto:
         scene.note(SHORT)
         assert await scene.settled() == {"jobs": 1}
 
+    async def test_of_several_queues_each_has_as_much_waiting_as_can_run(self) -> None:
+        """Or one that has messages could not be chosen because all that it sent is running."""
+        scene = Scene("a", "b", slots=3)
+        assert await scene.settled() == {"a": 6, "b": 6}
+        scene.note(LONG)
+        assert await scene.settled() == {"a": 6, "b": 6}
+
     async def test_a_window_that_is_set_is_kept_whatever_the_order(self) -> None:
         """Who sets it has decided."""
         assert await Scene(ordered=True, fixed=7).settled() == {"jobs": 7}
