@@ -16,7 +16,7 @@ from workerkit.worker.link import Kind
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until it holds, looking each time that the loop has come round."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - it is about what others have done, which sets no event
         await asyncio.sleep(0.0005)
 
 
@@ -209,7 +209,7 @@ class Scene:
         self.on_load: Callable[[WorkingChild], None] = lambda _: None
         """Called with each executor that does not load."""
         self.outcomes: dict[int, Outcome | None] = {}
-        """What the callback says of a message, by tag; None: nothing, it runs for ever. ``ack()`` where nothing is said."""
+        """What the callback says of a message, by tag, if not ``ack()``; None: nothing, it runs for ever."""
         self.children: list[WorkingChild] = []
         log, self.logs = make_log()
         self.consumer = Consumer(

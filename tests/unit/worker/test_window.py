@@ -95,7 +95,7 @@ def test_one_big_body_counts_at_once() -> None:
 
 
 def test_it_does_not_flap_when_durations_scatter() -> None:
-    """Each change is a call of the broker: durations between half and twice the mean must not cause a stream of them."""
+    """Each change is a call of the broker: durations from half to twice the mean must not cause a stream of them."""
     random.seed(7)
     window = AutoWindow(1)
     settled_at(window, 1)
