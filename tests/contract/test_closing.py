@@ -60,7 +60,7 @@ async def test_closing_many_times_costs_a_message_nothing(world: World) -> None:
         await peer.close()
         peer = await world.peer(window=1, max_losses=2)
     assert (await peer.has(M[0])).attempt == 1
-    assert await world.dead(0) == []
+    assert await world.dead(None) == []
 
 
 async def test_close_does_not_wait_for_a_broker_that_is_gone(world: World) -> None:

@@ -101,9 +101,11 @@ class World(ABC):
     async def clean_up(self) -> None:
         """Remove the queues."""
 
-    async def letters(self, queue: str, count: int) -> list[Letter]:
-        """Wait for so many messages in a queue and take them."""
+    async def letters(self, queue: str, count: int | None) -> list[Letter]:
+        """Wait for so many messages in a queue and take them; None: those that are there now."""
         found = self.take_all(queue)
+        if count is None:
+            return found
         deadline = time.monotonic() + 20
         while len(found) < count and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -111,7 +113,7 @@ class World(ABC):
         assert len(found) == count
         return found
 
-    async def dead(self, count: int = 1) -> list[Letter]:
+    async def dead(self, count: int | None = 1) -> list[Letter]:
         """The dead letters of the usual queue."""
         return await self.letters(dead_queue_name(self.queue), count)
 
