@@ -27,6 +27,7 @@ class Delivery(Incoming):
         slot: its place in the page of the executor that has it.
         duration_ns: how long its callback took, once it is over.
         alone: no other callback may run beside it in its process.
+        lost: it is the broker's again while its callback runs, or ran.
     """
 
     receipt: Any = None
@@ -35,6 +36,7 @@ class Delivery(Incoming):
     slot: int = 0
     duration_ns: int = 0
     alone: bool = False
+    lost: bool = False
 
 
 Settled = tuple[Delivery, Settlement]

@@ -37,7 +37,9 @@ def storm(worker: Worker) -> int:
         worker.signal(STORM[turn % len(STORM)])
         turn += 1
         time.sleep(0.0005)
-    return worker.wait()
+    code = worker.wait()
+    assert all(line.startswith("{") for line in worker.raw), worker.raw  # the interpreter complains of nothing
+    return code
 
 
 @pytest.mark.timeout(300)

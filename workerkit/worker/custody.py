@@ -5,6 +5,7 @@ Plain bookkeeping over the deliveries and the page: no event loop, no clock, no 
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -138,16 +139,20 @@ class Holding:
 
     def void(self, receipts: Collection[Any] | None = None) -> None:
         """Have nothing started that has not been; with ``receipts``, only what is lost; what runs can see that."""
-        for delivery in self.inflight.values():
-            if receipts is None:
-                self._page.void(delivery.slot, delivery.seq)
-            elif delivery.receipt in receipts:
-                self._page.void(delivery.slot, delivery.seq, lost=True)
+        if receipts is None:
+            has_begun = self._page.has_begun
+            for seq, delivery in self.inflight.items():
+                if not has_begun(delivery):  # the task may have released one that has, which is something else
+                    self._page.void(delivery.slot, seq)
+            return
+        for seq, delivery in self.inflight.items():
+            if delivery.receipt in receipts:
+                delivery.lost = True
+                self._page.void(delivery.slot, seq, lost=True)
 
     def unstarted(self) -> list[Delivery]:
         """What is void and has not begun; when it was made so some time before, it never will."""
-        running = {one.seq for one in self._page.running(self.inflight.values())}
-        kept = running | self.aftermaths.keys()
+        kept = self._running_inflight() | self.aftermaths.keys()
         is_void = self._page.is_void
         return [one for seq, one in self.inflight.items() if seq not in kept and is_void(one.slot, seq)]
 
@@ -155,7 +160,7 @@ class Holding:
         """These are void, and somebody else's from now on."""
         for delivery in deliveries:
             del self.inflight[delivery.seq]
-            self._over[delivery.seq] = delivery
+            self._over[delivery.seq] = copy.copy(delivery)  # it will get another number and another slot
         self.taken_in -= len(deliveries)
 
     def sweep(self) -> None:
@@ -174,6 +179,14 @@ class Holding:
             self.sweep()
         self._over[delivery.seq] = delivery
         self.verbs[delivery.seq] = verb
+
+    @property
+    def behind(self) -> bool:
+        """Whether something waits here for what runs."""
+        return len(self.inflight) > len(self._running_inflight())
+
+    def _running_inflight(self) -> set[int]:
+        return {one.seq for one in self._page.running(self.inflight.values())}
 
     def find(self, seq: int) -> Delivery | None:
         """A delivery that the executor may be running."""

@@ -164,7 +164,7 @@ class Life:
         """Have these run, in order, numbered from ``first``."""
         self.holding.add(deliveries, first)
         self._child.send(*deliver_frames(deliveries, self._numbers))
-        self._watch()
+        self.watch()
 
     def send_aftermath(self, delivery: Delivery, aftermath: Aftermath, seq: int) -> None:
         """Have ``shutdown`` run for a message that ran when another executor died."""
@@ -172,13 +172,14 @@ class Life:
         self._child.send(aftermath_frame(delivery, aftermath, self._numbers))
         if aftermath.settled is not None:
             self.holding.settled(seq, aftermath.settled)  # nothing more will be said of it
-        self._watch()
+        self.watch()
 
     def leave(self) -> None:
         """Let it do what it has, and end."""
         if not self.leaving:
             self.leaving = True
             self._child.send(frame(Kind.STOP))
+            self.watch()
 
     def kill(self) -> None:
         """End it now."""
@@ -194,12 +195,20 @@ class Life:
         self._handing_back = True
         self._child.kill()
 
-    def take_unstarted(self) -> list[Delivery]:
-        """Take back what was not started; ``holding.void`` was called long enough ago that it never will be."""
+    def take_unstarted(self, receipts: Collection[Any] | None = None) -> list[Delivery]:
+        """Take back what was not started; ``holding.void`` was called long enough ago that it never will be.
+
+        Args:
+            receipts: take only what is lost with these.
+        """
         # Which ones run is read before the link is drained: what was finished earlier is then among the frames.
         unstarted = self.holding.unstarted()
         self._child.drain()
-        unstarted = [delivery for delivery in unstarted if delivery.seq in self.holding.inflight]
+        unstarted = [
+            delivery
+            for delivery in unstarted
+            if delivery.seq in self.holding.inflight and (receipts is None or delivery.receipt in receipts)
+        ]
         self.holding.take_out(unstarted)
         return unstarted
 
@@ -209,13 +218,12 @@ class Life:
         What begins in this very instant settles in vain, and is dropped by the broker's adapter then.
         """
         self.holding.void(receipts)
-        unstarted = [delivery for delivery in self.holding.unstarted() if delivery.receipt in receipts]
-        self.holding.take_out(unstarted)
+        unstarted = self.take_unstarted(receipts)
         if end_running:
             cause = Cause(Reason.LOST, "the message became the broker's again while its callback ran")
             for one in self.holding.running():
                 delivery = self.holding.inflight.get(one.seq)
-                lost = delivery is not None and delivery.receipt in receipts and one.phase is Phase.CALLBACK
+                lost = delivery is not None and delivery.lost and one.phase is Phase.CALLBACK
                 if lost and not self._cancel(one, cause):
                     self._end_for(one.seq, cause)
         return len(unstarted)
@@ -272,7 +280,7 @@ class Life:
             return  # it began in the instant in which it was taken away
         self.fruitful = True
         delivery.duration_ns = duration_ns
-        if outcome.verb is Verb.RELEASE and self._child.page.is_void(delivery.slot, seq):
+        if outcome.verb is Verb.RELEASE and aftermath is None and self._child.page.is_void(delivery.slot, seq):
             self._events.on_handed_back([delivery])
             return
         cancelled = self._cancelled.pop(seq, None)
@@ -303,16 +311,26 @@ class Life:
 
     # ---- its time limits
 
-    def _watch(self) -> None:
-        if self._timer is None and self._asking is None:
-            self._timer = self._loop.call_later(_LOOK_OFTEN, self._look)
+    def watch(self) -> None:
+        """Look at its page soon: it has been given something, or something waits for what it has."""
+        if self._asking is not None:
+            return
+        if self._timer is not None:
+            if self._timer.when() - self._loop.time() <= _LOOK_OFTEN:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_later(_LOOK_OFTEN, self._look)
 
     def _look(self) -> None:
         """See whether something runs too long. Stands still while there is nothing to do."""
         self._timer = None
         # Should a processor with weaker rules than x86 ever let a wake-up get lost (see Page.must_wake), it ends here.
         self._child.drain()
-        if self._child.closed or not (self.holding.inflight or self.holding.running()):
+        if self._child.closed:
+            return
+        if not (self.holding.inflight or self.holding.running()):
+            if self.leaving:
+                self.kill_after(EXIT_TIMEOUT)  # a thread or an atexit handler may hang
             return
         running = self.holding.running()
         now_ns = time.monotonic_ns()
@@ -341,7 +359,7 @@ class Life:
         # No longer than the limit: then a look sees each callback before its time is up, and the next is in time.
         most = min([_LOOK_SELDOM, self._callback_timeout or _LOOK_SELDOM, *limits])
         oldest = max([now_ns - one.since_ns for one in running], default=0) / 1e9
-        if self._events.on_look(self, oldest):
+        if self._events.on_look(self, oldest) or self.leaving:  # somebody waits for it
             return min(_LOOK_OFTEN, most)
         return min(most, BLOCKED_AFTER) if self.resolved is not None and self.resolved.asynchronous else most
 
@@ -371,7 +389,7 @@ class Life:
             self._log.error("callback.timeout", cause=cause.message, stack=stacks, **describe(delivery))
             # What its shutdown() is about is the death before.
             self._end_for(one.seq, None if one.phase is Phase.SHUTDOWN else cause)
-        self._watch()
+        self.watch()
 
     def _end_for(self, seq: int, cause: Cause | None) -> None:
         self._ended_for = (seq, cause)

@@ -138,6 +138,10 @@ class Page:
                 found.append(Running(delivery.seq, Phase(state & 3), words[base + _SINCE]))
         return found
 
+    def has_begun(self, delivery: Delivery) -> bool:
+        """Whether the executor has begun this one, and perhaps ended it."""
+        return self._words[_FIRST + delivery.slot * _STRIDE] >> 2 == delivery.seq
+
     def is_over(self, delivery: Delivery) -> bool:
         """Whether the executor is done with this one, be it run or skipped: its slot will not be written any more."""
         return self._words[_FIRST + delivery.slot * _STRIDE] == delivery.seq << 2

@@ -9,14 +9,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from workerkit import headers
 from workerkit.ports import Delivery
 from workerkit.worker.child import Child, ChildEvents
 from workerkit.worker.custody import Waiting
 from workerkit.worker.life import Life
 from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.page import SLOTS
-from workerkit.worker.seat import Seat
+from workerkit.worker.seat import Seat, must_run_alone
 from workerkit.worker.selection import DRY, Selector
 from workerkit.worker.settler import Settler
 
@@ -33,7 +32,6 @@ _BEHIND = 0.1
 _MEMORY_INTERVAL = 0.5
 """Seconds between looks at the memory of an executor that works."""
 _PAGE_SIZE = 4096
-_ALONE = headers.ALONE.encode()
 
 
 class PoolEvents(Protocol):
@@ -97,6 +95,8 @@ class Pool:
         self._resolved: Resolved | None = None
         self._selector: Selector | None = None
         self._waiting = Waiting()
+        self._aside: list[Delivery] = []  # put back while a recall is under way, and its
+        self._recalls = 0
         self._last_number = 0
         self._gone = asyncio.Event()
         self._choosing: asyncio.TimerHandle | None = None
@@ -119,23 +119,36 @@ class Pool:
     @property
     def busy(self) -> bool:
         """Whether any delivery is still here."""
-        return bool(len(self._waiting)) or any(seat.busy for seat in self._seats)
+        return bool(self._waiting or self._aside) or any(seat.busy for seat in self._seats)
 
     def run(self, deliveries: list[Delivery]) -> None:
         """Have messages of one queue worked on."""
         if self._resolved is not None and self._resolved.concurrency > 1:
             for delivery in deliveries:
-                delivery.alone = _ALONE in delivery.raw_properties
+                delivery.alone = must_run_alone(delivery)
+        if self._selector is not None:
+            self._selector.on_open(deliveries[0].queue, time.monotonic())
         self._waiting.add(deliveries)
         self.dispatch()
+        self._watch_what_is_waited_for()
+
+    def _watch_what_is_waited_for(self) -> None:
+        if self._waiting:
+            for seat in self._seats:
+                if seat.life is not None:
+                    seat.life.watch()
 
     async def recall(self) -> list[Delivery]:
         """Take back every delivery that was not started; those that run go on."""
         lives = [seat.life for seat in self._seats if seat.life is not None]
         for life in lives:
             life.holding.void()
-        await asyncio.sleep(RECALL_GRACE)
-        unstarted = self._waiting.take_all()
+        self._recalls += 1
+        try:
+            await asyncio.sleep(RECALL_GRACE)
+        finally:
+            self._recalls -= 1
+        unstarted = self._take_waiting()
         for seat in self._seats:
             unstarted += seat.alone
             seat.alone.clear()
@@ -144,10 +157,16 @@ class Pool:
         self._events.on_change()
         return unstarted
 
+    def _take_waiting(self) -> list[Delivery]:
+        waiting, self._aside = self._aside + self._waiting.take_all(), []
+        return waiting
+
     def forget(self, receipts: Collection[Any]) -> int:
         """These are the broker's again: drop what was not started, and count it. What runs settles in vain."""
         end_running = self._resolved is not None and self._resolved.on_lost == "end"
-        dropped = self._waiting.forget(receipts)
+        aside = [delivery for delivery in self._aside if delivery.receipt not in receipts]
+        dropped = self._waiting.forget(receipts) + len(self._aside) - len(aside)
+        self._aside = aside
         dropped += sum(seat.forget(receipts, end_running=end_running) for seat in self._seats)
         self._events.on_change()
         self.dispatch()
@@ -166,7 +185,7 @@ class Pool:
     def hand_back(self) -> None:
         """End the executors now, for good; the messages that they run are released, not blamed."""
         self._end_all()
-        unstarted = self._waiting.take_all()
+        unstarted = self._take_waiting()
         for seat in self._seats:
             unstarted += seat.give_up()
             if seat.life is not None:
@@ -257,7 +276,8 @@ class Pool:
         return self._resolved.max_messages
 
     def _may_leave(self, seat: Seat) -> bool:
-        return not self.ending and all(other.ready for other in self._seats if other is not seat)
+        may = not (self.ending or self._spec.inline)
+        return may and all(other.ready for other in self._seats if other is not seat)
 
     def _see_to_full(self, seat: Seat) -> None:
         """Its executor has had all that it should: it ends after that."""
@@ -274,20 +294,18 @@ class Pool:
             return
         self._memory_seen = now
         used = _resident(life.pid)
-        if used > limit and seat.ready:
+        if used > limit and seat.ready and self._moving is None:
             self._replace(life, f"its memory is {used >> 20} MiB")
 
     def _replace_next(self) -> None:
         for seat in self._seats:
-            if seat.life in self._outdated and seat.ready and self._may_leave(seat):
+            if seat.life in self._outdated and seat.ready and self._may_leave(seat) and self._moving is None:
                 self._outdated.discard(seat.life)
                 self._replace(seat.life, "a reload was asked for")
-                return
 
     def _replace(self, life: Life, why: str) -> None:
-        if self._moving is None or self._moving.done():
-            self._log.info("executor.replaced", executor_pid=life.pid, why=why)
-            self._moving = self._loop.create_task(self._move(life, leave=True))
+        self._log.info("executor.replaced", executor_pid=life.pid, why=why)
+        self._moving = self._loop.create_task(self._move(life, leave=True))
 
     async def _move(self, life: Life, *, leave: bool) -> None:
         """Give what an executor has not started to others."""
@@ -298,6 +316,8 @@ class Pool:
             if leave:
                 life.leave()
             self.on_put_back(unstarted)
+        self._moving = None
+        self._replace_next()
 
     # ---- from the seats
 
@@ -313,13 +333,16 @@ class Pool:
         self._resolved = resolved
         self._events.on_ready(resolved)
         if first and not self.ending:
-            self._seats += [self._make_seat() for _ in range(resolved.executors - 1)]
+            others = 0 if self._spec.inline else resolved.executors - 1
+            self._seats += [self._make_seat() for _ in range(others)]
             for other in self._seats[1:]:
                 other.open()
         self._loop.call_soon(self._on_more_room)
 
     def _on_more_room(self) -> None:
         self._replace_next()
+        for seat in self._seats:
+            self._see_to_full(seat)
         self.dispatch()
 
     def on_not_ready(self, seat: Seat) -> None:
@@ -347,11 +370,17 @@ class Pool:
 
     def on_put_back(self, deliveries: list[Delivery]) -> None:
         """These are next again; in a stop they go back."""
+        lost = [delivery for delivery in deliveries if delivery.lost]
+        deliveries = [delivery for delivery in deliveries if not delivery.lost]
+        self.on_unstarted(lost if not self.ending else lost + deliveries)
         if self.ending:
-            self._events.on_unstarted(deliveries)
+            return
+        if self._recalls:
+            self._aside += deliveries
         else:
             self._waiting.put_back(deliveries)
             self.dispatch()
+            self._watch_what_is_waited_for()
 
     def on_unstarted(self, deliveries: list[Delivery]) -> None:
         """These were not started and will not be."""
@@ -363,12 +392,12 @@ class Pool:
         life = seat.life
         if life is None:
             return False
-        behind = len(life.holding.inflight) > len(life.holding.running())
+        behind = life.holding.behind
         if not behind and not self._waiting:
             return False
         if seconds > _BEHIND:
             elsewhere = any(other.idle for other in self._seats if other is not seat)
-            if behind and elsewhere and (self._moving is None or self._moving.done()):
+            if behind and elsewhere and self._moving is None:
                 self._moving = self._loop.create_task(self._move(life, leave=False))
             elif not elsewhere:
                 self._events.on_waiting(seconds)

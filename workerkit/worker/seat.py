@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from workerkit import headers
 from workerkit.errors import ExitCode
 from workerkit.ports import Delivery
 from workerkit.settlement import Cause, Outcome, Verb
@@ -23,8 +24,14 @@ RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the next start after so many executors in a row that came to nothing: not ready, or gone within
 ``_SHORT_LIFE`` without having settled or died of a message."""
 _SHORT_LIFE = 10.0
+_ALONE = headers.ALONE.encode()
 START_PATIENCE = 30.0
 """Seconds for which messages wait for an executor that loads. It may go on loading, but without them."""
+
+
+def must_run_alone(delivery: Delivery) -> bool:
+    """Whether it has killed a process, in an attempt before, in which it ran alone."""
+    return _ALONE in delivery.raw_properties
 
 
 class SeatEvents(Protocol):
@@ -176,6 +183,8 @@ class Seat:
         kept = [delivery for delivery in self.alone if delivery.receipt not in receipts]
         dropped = len(self.alone) - len(kept)
         self.alone = deque(kept)
+        for delivery, _, _ in self._aftermaths:
+            delivery.lost = delivery.lost or delivery.receipt in receipts
         return dropped + (0 if self.life is None else self.life.forget(receipts, end_running=end_running))
 
     def _runs_alone(self, life: Life) -> bool:
@@ -206,10 +215,13 @@ class Seat:
         """The task has decided about one."""
         if delivery.seq in self._suspected:
             self._suspected.discard(delivery.seq)
-            if outcome.verb in (Verb.NACK, Verb.RETRY):  # what a shutdown() says by default; but is it to blame?
+            # A shutdown() says so by default; but is it to blame? The broker will see to it when it has it again.
+            if outcome.verb in (Verb.NACK, Verb.RETRY) and not delivery.lost:
                 self.alone.append(delivery)
                 self.go_on()
                 return
+        if aftermath is None:
+            delivery.alone = must_run_alone(delivery)  # no longer, when it was only suspected
         self._settler.settle(delivery, outcome)
         if self.alone:
             self.go_on()
@@ -227,7 +239,8 @@ class Seat:
         self.life = None
         blamed = self._see_to(life, end) if end.was_ready else None
         long_life = end.was_ready and self._loop.time() - life.started > _SHORT_LIFE
-        self._in_vain = 0 if life.fruitful or blamed or long_life else self._in_vain + 1
+        of_use = life.fruitful or life.leaving or blamed is not None or bool(end.verdict.suspects)
+        self._in_vain = 0 if of_use or long_life else self._in_vain + 1
         # The shutdown() of these did not even begin.
         for seq, aftermath in life.holding.aftermaths.items():
             delivery = life.holding.inflight.pop(seq)
@@ -240,7 +253,9 @@ class Seat:
         self._events.on_put_back(left)
         if not end.was_ready:
             self._give_up_waiting()
-        if not self._events.ending:
+        if self._events.ending:
+            self._events.on_unstarted(self.give_up())
+        else:
             self._open_later()
         self._events.on_gone(self)
 
@@ -249,10 +264,12 @@ class Seat:
         holding, verdict = life.holding, end.verdict
         assert life.resolved is not None
         several = life.resolved.concurrency > 1
+        died_in_shutdown = None
         for seq in verdict.in_shutdown:
             delivery = holding.inflight.pop(seq, None)
             aftermath = holding.aftermaths.pop(seq, Aftermath(end.cause))
             if delivery is not None:
+                died_in_shutdown = delivery
                 self._settle_by_default(delivery, aftermath, suspect=seq in self._suspected)
         for seq in verdict.suspects:
             self._take_for_shutdown(life, seq, end.cause, suspect=True)
@@ -263,16 +280,16 @@ class Seat:
             return blamed
         if verdict.idle and holding.inflight:
             return self._see_to_idle_death(life, end.cause)
-        return None
+        return died_in_shutdown
 
     def _take_for_shutdown(self, life: Life, seq: int, cause: Cause, *, suspect: bool) -> Delivery | None:
         delivery = life.holding.find(seq)
-        if delivery is None:
-            return None
         unsettled = life.holding.inflight.pop(seq, None) is not None
         # One that had settled died before its callback returned: it has its shutdown, and stays settled.
         settled = None if unsettled else life.holding.verbs.get(seq)
-        suspect = suspect and unsettled
+        if delivery is None or not (unsettled or settled):
+            return None  # it began in the instant in which it was taken away
+        suspect = suspect and unsettled and not delivery.lost
         delivery.alone = delivery.alone or suspect
         self._aftermaths.append((delivery, Aftermath(cause, settled), suspect))
         return delivery
@@ -290,7 +307,7 @@ class Seat:
 
     def _settle_by_default(self, delivery: Delivery, aftermath: Aftermath, *, suspect: bool) -> None:
         """What ``WorkerTask.shutdown`` would do, for a message whose ``shutdown`` cannot run."""
-        if suspect:
+        if suspect and not delivery.lost:
             self.alone.append(delivery)
         elif aftermath.settled is None:
             self._settler.settle(delivery, Outcome(Verb.NACK, cause=aftermath.cause))
@@ -319,7 +336,7 @@ class Seat:
 
     def _give_up_waiting(self) -> None:
         """No executor here in good time: what waits for one of this seat must not wait any longer."""
-        self._events.on_unstarted(self.give_up())
+        self._events.on_put_back(self.give_up())
         self._events.on_not_ready(self)
 
     def _stop_waiting(self) -> None:

@@ -1,12 +1,14 @@
 """Whose fault the death of an executor was, and what becomes of every message that it had."""
 
 import pytest
-from keeper_fakes import Stage
+from pool_fakes import Stage, turn
 
 from workerkit import Cause, Reason
 from workerkit.settlement import ACK, Outcome, Verb
+from workerkit.worker import seat as seat_module
 from workerkit.worker.child import Exit
-from workerkit.worker.link import Aftermath, Phase
+from workerkit.worker.link import Aftermath
+from workerkit.worker.page import Phase
 
 SIGKILL = Cause(Reason.SIGNAL, "killed by signal 9 (SIGKILL)", signal=9)
 MEMORY = Cause(Reason.MEMORY, "out of memory", "MemoryError")
@@ -20,7 +22,7 @@ async def test_the_message_that_ran_is_blamed_and_the_others_are_handed_on_in_or
     first.finish(1)
     first.begin(2)
     first.die()
-    stage.forward(5)
+    stage.run(5)
     second = await stage.replacement()
     assert stage.settler.settled == [(1, ACK)]
     assert second.aftermaths == [(2, Aftermath(SIGKILL, None))]
@@ -33,13 +35,13 @@ async def test_the_replacement_settles_the_message_that_killed_its_predecessor()
     """shutdown() decides there, and nothing is settled before it did."""
     stage = Stage()
     stage.ready(1).begin(1)
-    stage.executor.die()
+    stage.child.die()
     second = await stage.replacement()
     assert stage.settler.settled == []
-    assert stage.keeper.busy
+    assert stage.pool.busy
     second.finish(1, NACK)
     assert stage.settler.settled == [(1, NACK)]
-    assert not stage.keeper.busy
+    assert not stage.pool.busy
 
 
 async def test_a_settlement_in_the_last_bytes_of_the_dead_executor_counts() -> None:
@@ -48,6 +50,7 @@ async def test_a_settlement_in_the_last_bytes_of_the_dead_executor_counts() -> N
     first = stage.ready(1, 2)
     first.begin(1)
     first.settle(1)
+    first.end(1)
     first.begin(2)
     first.die()
     second = await stage.replacement()
@@ -65,12 +68,13 @@ async def test_a_death_after_the_settlement_runs_shutdown_and_changes_nothing() 
     second = await stage.replacement()
     ((tag, aftermath),) = second.aftermaths
     assert (tag, aftermath.settled, aftermath.cause.exit_code) == (1, Verb.ACK, 3)
+    assert stage.events("executor.exit")[0]["message_id"] == "m1"
     assert second.delivered == [2]
-    second.begin(1, Phase.SHUTDOWN)
-    second.page.end()
+    second.begin(1, phase=Phase.SHUTDOWN)
+    second.end(1)
     second.finish(2)
     assert stage.settler.settled == [(1, ACK), (2, ACK)]
-    assert not stage.keeper.busy, "a message that is settled must not hold up a stop"
+    assert not stage.pool.busy, "a message that is settled must not hold up a stop"
 
 
 async def test_a_settled_message_is_not_run_again_when_the_replacement_dies_too() -> None:
@@ -87,15 +91,30 @@ async def test_a_settled_message_is_not_run_again_when_the_replacement_dies_too(
     assert stage.settler.settled == [(1, ACK)]
 
 
+async def test_a_death_in_the_shutdown_of_a_settled_message_settles_nothing() -> None:
+    """It was acknowledged before its executor died."""
+    stage = Stage()
+    first = stage.ready(1)
+    first.begin(1)
+    first.settle(1)
+    first.die()
+    second = await stage.replacement()
+    second.begin(1, phase=Phase.SHUTDOWN)
+    second.die()
+    assert stage.settler.settled == [(1, ACK)]
+    assert (await stage.replacement()).aftermaths == []
+
+
 async def test_a_death_in_shutdown_is_settled_by_the_default_with_the_first_cause() -> None:
     """The replacement died of shutdown() itself: no third try, and the reason is what killed the callback."""
     stage = Stage()
     stage.ready(1, 2).begin(1)
-    stage.executor.die()
+    stage.child.die()
     second = await stage.replacement()
-    second.begin(1, Phase.SHUTDOWN)
+    second.begin(1, phase=Phase.SHUTDOWN)
     second.die(Exit(code=None, signal=11))
     assert stage.settler.settled == [(1, NACK)]
+    assert stage.events("executor.exit")[1]["message_id"] == "m1"
     third = await stage.replacement()
     assert third.aftermaths == []
     assert third.delivered == [2]
@@ -105,7 +124,7 @@ async def test_a_replacement_that_dies_before_it_began_the_shutdown_does_not_run
     """The attempt is over and counts: a second run of it would be an attempt that nobody counts."""
     stage = Stage()
     stage.ready(1, 2).begin(1)
-    stage.executor.die()
+    stage.child.die()
     (await stage.replacement()).die(Exit(code=None, signal=11))
     assert stage.settler.settled == [(1, NACK)]
     third = await stage.replacement()
@@ -117,9 +136,9 @@ async def test_a_replacement_that_never_gets_ready_leaves_the_default() -> None:
     """No shutdown() can run: the message is nacked, the unstarted ones go back to the broker."""
     stage = Stage()
     stage.ready(1, 2).begin(1)
-    stage.executor.die()
-    await stage.next_executor()
-    stage.executor.die(Exit(code=1, signal=None))
+    stage.child.die()
+    await stage.next_child()
+    stage.child.die(Exit(code=1, signal=None))
     assert stage.settler.settled == [(1, NACK)]
     assert stage.owner.unstarted == [2]
     assert stage.owner.stalled == 1
@@ -146,6 +165,17 @@ async def test_a_dying_executor_that_is_killed_in_its_own_shutdown_is_settled_wi
     first.begin(1)
     first.announce(MEMORY, 1)
     first.die()
+    assert stage.settler.settled == [(1, Outcome(Verb.NACK, cause=MEMORY))]
+
+
+async def test_out_of_memory_outside_a_callback_is_the_cause_of_the_message_that_it_came_before() -> None:
+    """The executor says what it dies of and names no message; the second time, the next message is what kills."""
+    stage = Stage()
+    stage.ready(1).announce(MEMORY, None)
+    stage.child.die(Exit(code=70, signal=None))
+    second = await stage.replacement()
+    second.announce(MEMORY, None)
+    second.die(Exit(code=70, signal=None))
     assert stage.settler.settled == [(1, Outcome(Verb.NACK, cause=MEMORY))]
 
 
@@ -178,14 +208,17 @@ async def test_idle_deaths_before_different_messages_blame_nobody() -> None:
     assert (await stage.replacement()).delivered == [2]
 
 
-async def test_an_idle_death_before_a_message_that_went_back_does_not_count_against_the_next() -> None:
-    """The channel was lost in between: the message that comes first now has seen one death."""
+async def test_an_idle_death_before_a_message_that_went_back_does_not_count_against_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its source was lost in between: the message that comes first now has seen one death."""
+    monkeypatch.setattr(seat_module, "RESTART_DELAYS", (0.0,))
     stage = Stage()
     stage.ready(1).die()
     await stage.replacement()
-    assert stage.keeper.forget() == 1
-    stage.forward(2)
-    stage.executor.die()
+    assert stage.pool.forget([None]) == 1
+    stage.run(2)
+    stage.child.die()
     assert stage.settler.settled == []
     assert (await stage.replacement()).delivered == [2]
 
@@ -195,8 +228,21 @@ async def test_an_idle_death_with_nothing_to_do_blames_nobody() -> None:
     stage = Stage()
     stage.ready().die()
     await stage.replacement()
-    stage.forward(1)
-    assert stage.executor.delivered == [1]
+    stage.run(1)
+    assert stage.child.delivered == [1]
+
+
+async def test_a_callback_that_began_in_the_instant_in_which_it_was_taken_away_is_not_blamed() -> None:
+    """It is somebody else's by now: its shutdown() would settle what is no longer here."""
+    stage = Stage()
+    executor = stage.ready(1)
+    assert [delivery.tag for delivery in await stage.pool.recall()] == [1]
+    executor.page.begin(*executor.places[1], Phase.CALLBACK, 1)
+    executor.die()
+    second = await stage.replacement()
+    assert second.aftermaths == []
+    assert stage.settler.settled == []
+    assert not stage.pool.busy
 
 
 @pytest.mark.parametrize(("kills", "reason"), [(0, Reason.SIGNAL), (1, Reason.OOM)])
@@ -209,6 +255,20 @@ async def test_sigkill_is_the_oom_killers_when_the_cgroup_says_so(
     stage = Stage()
     stage.ready(1).begin(1)
     count += kills
-    stage.executor.die()
+    stage.child.die()
     ((_, aftermath),) = (await stage.replacement()).aftermaths
     assert aftermath.cause.reason is reason
+
+
+async def test_what_shutdown_decides_for_the_dead_message_is_what_counts() -> None:
+    """It may reject, or release: that is settled as it says."""
+    stage = Stage()
+    stage.ready(1).begin(1)
+    stage.child.die()
+    second = await stage.replacement()
+    release = Outcome(Verb.RELEASE)
+    await stage.pool.recall()  # which must not make the release look like that of one that never began
+    second.finish(1, release)
+    await turn()
+    assert stage.settler.settled == [(1, release)]
+    assert stage.owner.unstarted == []
