@@ -76,7 +76,7 @@ def by_pika(data: bytes) -> None:
 
 def settle_alone() -> None:
     unacked = Unacked()
-    unacked.add(BATCH)
+    unacked.add(1, BATCH)
     unacked.settle(range(1, BATCH + 1))
 
 

@@ -38,12 +38,14 @@ _STASH_LIMIT = 15
 class Incarnation:
     """One channel of a source, and the receipt of all that it delivers: tags are good on it and nowhere else."""
 
-    __slots__ = ("answered", "channel", "frames", "lost", "source", "unacked", "uncertain", "used")
+    __slots__ = ("answered", "cancelled", "channel", "frames", "lost", "source", "unacked", "uncertain", "used")
 
     def __init__(self, source: Subscription, channel: Channel) -> None:
         self.source = source
         self.channel = channel
         self.unacked = Unacked()
+        self.cancelled = 0
+        """How many consumers were cancelled since something is unsettled."""
         self.lost = False
         self.used = False
         """It has had deliveries."""
@@ -121,8 +123,14 @@ class Subscription:
 
     @property
     def consumers(self) -> int:
-        """How many of ours the broker should list."""
-        return len(self._tags)
+        """How many of ours the broker lists, at most.
+
+        Quorum queues count one that was cancelled until all that it has been sent is settled (measured on 3.10.8).
+        """
+        incarnation = self.incarnation
+        if incarnation is None or self.settings.type != "quorum" or not incarnation.unacked:
+            return len(self._tags)
+        return len(self._tags) + incarnation.cancelled
 
     # ---- being there
 
@@ -244,6 +252,7 @@ class Subscription:
 
     async def _cancel(self, incarnation: Incarnation, tags: list[str]) -> None:
         for tag in tags:
+            incarnation.cancelled = incarnation.cancelled + 1 if incarnation.unacked else 0
             self._tags.remove(tag)  # before the answer: cancelling twice would wait for one that never comes
             await incarnation.channel.cancel(tag)
 
