@@ -67,6 +67,14 @@ class World(ABC):
         """Seconds before which a retry must not come."""
         return later.delay
 
+    def attempt_after_losses(self, losses: int) -> int:
+        """The number of the attempt as which a message comes whose worker was lost so often."""
+        return 1
+
+    def in_order(self, bodies: list[bytes]) -> list[bytes]:
+        """What came back from a consumer that is gone, in the order that counts: the queue's."""
+        return bodies
+
     @abstractmethod
     async def make_broker(self, *, single_active: bool) -> Broker:
         """Another worker's adapter."""
@@ -184,6 +192,21 @@ class RabbitmqWorld(World):
     def least_delay(self, later: RetryLater) -> float:
         delayed = self._settings.delayed_retry
         return later.delay if delayed is None or later.explicit else delayed.min * (later.attempt - 1)
+
+    def attempt_after_losses(self, losses: int) -> int:
+        """With native retry the queue counts losses as the failures that they mostly are."""
+        return 1 + losses if self.native else 1
+
+    def in_order(self, bodies: list[bytes]) -> list[bytes]:
+        """RabbitMQ puts what a closed channel had back one by one, while others take: the order is not kept."""
+        return sorted(bodies)
+
+    async def back(self, peer: Peer, queue: str) -> None:
+        """Its queue has to be declared again before anything can be published to it."""
+        deadline = time.monotonic() + 20
+        while not self._rabbit.consumers(queue) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await super().back(peer, queue)
 
     async def make_broker(self, *, single_active: bool) -> Broker:
         from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
