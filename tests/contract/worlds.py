@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import structlog
-from contract.peer import Peer
+from contract.peer import PATIENCE, Peer
 from support.rabbit import Rabbit
 
 from workerkit.brokers.memory.broker import MemoryBroker
@@ -114,16 +115,26 @@ class World(ABC):
         found = self.take_all(queue)
         if count is None:
             return found
-        deadline = time.monotonic() + 20
-        while len(found) < count and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-            found += self.take_all(queue)
+
+        def enough() -> bool:
+            found.extend(self.take_all(queue))
+            return len(found) >= count
+
+        await eventually(enough, f"{count} messages in {queue}")
         assert len(found) == count
         return found
 
     async def dead(self, count: int | None = 1) -> list[Letter]:
         """The dead letters of the usual queue."""
         return await self.letters(dead_queue_name(self.queue), count)
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that a broker does without telling anybody."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
+        await asyncio.sleep(0.02)
 
 
 class MemoryWorld(World):
@@ -203,9 +214,7 @@ class RabbitmqWorld(World):
 
     async def back(self, peer: Peer, queue: str) -> None:
         """Its queue has to be declared again before anything can be published to it."""
-        deadline = time.monotonic() + 20
-        while not self._rabbit.consumers(queue) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        await eventually(lambda: self._rabbit.consumers(queue) > 0, "it is consumed again")
         await super().back(peer, queue)
 
     async def make_broker(self, *, single_active: bool) -> Broker:
