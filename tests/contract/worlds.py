@@ -72,6 +72,10 @@ class World(ABC):
         """The number of the attempt as which a message comes whose worker was lost so often."""
         return 1
 
+    def after_hand_back(self, returned: list[bytes], waiting: list[bytes]) -> list[bytes]:
+        """The order in which a queue gives what was handed back and what nobody has had yet."""
+        return returned + waiting
+
     def in_order(self, bodies: list[bytes]) -> list[bytes]:
         """What came back from a consumer that is gone, in the order that counts: the queue's."""
         return bodies
@@ -207,6 +211,11 @@ class RabbitmqWorld(World):
     def attempt_after_losses(self, losses: int) -> int:
         """With native retry the queue counts losses as the failures that they mostly are."""
         return 1 + losses if self.native else 1
+
+    def after_hand_back(self, returned: list[bytes], waiting: list[bytes]) -> list[bytes]:
+        """Measured on 3.10.8 with pika alone: quorum queues give first what nobody has had. On 4.3 they do not."""
+        behind = self._settings.type == "quorum" and not self.native
+        return waiting + returned if behind else returned + waiting
 
     def in_order(self, bodies: list[bytes]) -> list[bytes]:
         """RabbitMQ puts what a closed channel had back one by one, while others take: the order is not kept."""

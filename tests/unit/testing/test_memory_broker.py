@@ -15,6 +15,7 @@ from workerkit.brokers.memory.store import MemoryStore
 from workerkit.errors import PublishFailed
 from workerkit.outgoing import Outgoing
 from workerkit.ports import Delivery
+from workerkit.settings.model import QueueSettings
 from workerkit.settlement import ACKNOWLEDGE, HAND_BACK, Acknowledge
 
 NO_PROPERTIES = b"\0\0"
@@ -106,15 +107,45 @@ async def test_a_consumer_without_room_is_none_that_wants_messages() -> None:
 async def test_a_backlog_is_shared_out_and_nothing_of_it_is_left() -> None:
     """Also when one consumer has room for less than its share."""
     store = real_store()
+    big, small = await consuming(store, 100), await consuming(store, 3)
     for number in range(20):
         store.publish(message(b"%d" % number))
-    small, big = await consuming(store, 3), await consuming(store, 100)
     await small.delivered(3)
     await big.delivered(17)
     assert sorted(map(int, bodies(small.arrived + big.arrived))) == list(range(20))
     assert store.ready("a") == []
     await small.close()
     await big.close()
+
+
+@on_a_loop
+async def test_an_ordered_queue_goes_to_the_next_consumer_when_the_first_takes_no_more() -> None:
+    """Though the first one is still there and nothing is handed back."""
+    store = real_store()
+    single = {"a": QueueSettings(arguments={"x-single-active-consumer": True})}
+    first, second = Peer(MemoryBroker(store, single)), Peer(MemoryBroker(store, single))
+    await first.start("a", window=1)
+    await second.start("a", window=1)
+    store.publish(message(b"m1"))
+    store.publish(message(b"m2"))
+    await first.has(b"m1")
+    await first.broker.take("a", 0)
+    await second.has(b"m2")
+    await first.close()
+    await second.close()
+
+
+@on_a_loop
+async def test_what_goes_back_when_a_broker_closes_has_not_lost_its_worker() -> None:
+    """However often that happens."""
+    store = real_store()
+    store.publish(message(b"m"))
+    for _ in range(4):
+        peer = Peer(MemoryBroker(store))
+        await peer.start("a", window=1, max_losses=1)
+        await peer.has(b"m")
+        await peer.close()
+    assert [record.losses for record in store.ready("a")] == [0]
 
 
 @on_a_loop
