@@ -62,24 +62,38 @@ async def test_acknowledged_messages_do_not_come_back_after_a_close_with_a_backl
     assert rabbit.ready(queue) == COUNT - 31
 
 
-@pytest.mark.usefixtures("busy")
 @on_a_loop
 async def test_what_ends_while_nothing_is_taken_any_more_is_held_by_the_queue_before_the_close_ends(
     rabbitmq: PrivateRabbitmq, rabbit: Rabbit, queue: str
 ) -> None:
-    """Many settlements by themselves: the broker keeps some of them back in the process that the close ends."""
-    rabbit.declare(queue, queue_type="quorum")
-    for _ in range(3):
-        rabbit.publish(queue, *(b"%d" % number for number in range(400)))
-        async with started(rabbitmq, queue) as case:
-            await case.broker.take(queue, 500)
-            await case.events.until(400)
-            await case.broker.take(queue, 0)
-            for delivery in case.events.deliveries[::2] + case.events.deliveries[1:300:2]:
-                settle(case.broker, [delivery])
-        await asyncio.to_thread(eventually, lambda: rabbit.ready(queue) >= 50, "the rest is ready")
+    """Many settlements by themselves, for a queue that is slow: the broker keeps most of them back, in the process
+    that an answered close of the channel ends."""
+    name = f'rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)'
+    process = f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), amqqueue:get_pid(Q)"
+
+    async def tell(what: str) -> None:
+        await asyncio.to_thread(rabbitmq.ctl, "eval", f"sys:{what}(begin {process} end).")
+
+    async def resume() -> None:
         await asyncio.sleep(0.5)
-        assert len(rabbit.take_all(queue)) == 50
+        await tell("resume")
+
+    rabbit.declare(queue, queue_type="quorum")
+    rabbit.publish(queue, *(b"%d" % number for number in range(200)))
+    async with started(rabbitmq, queue) as case:
+        await case.broker.take(queue, 200)
+        await case.events.until(200)
+        await case.broker.take(queue, 0)
+        await tell("suspend")
+        resuming = asyncio.create_task(resume())
+        for delivery in case.events.deliveries[:150]:
+            settle(case.broker, [delivery])
+        await case.broker.close(10.0)
+        await resuming
+    assert not case.logged("settle.unconfirmed")
+    await asyncio.to_thread(eventually, lambda: rabbit.ready(queue) >= 50, "the rest is ready")
+    await asyncio.sleep(0.5)
+    assert len(rabbit.take_all(queue)) == 50
 
 
 def test_a_close_waits_for_a_broker_that_is_frozen_for_a_while(own: PrivateRabbitmq) -> None:

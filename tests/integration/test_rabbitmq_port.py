@@ -334,7 +334,7 @@ async def test_what_cannot_be_routed_leaves_the_original_to_be_settled(
 
 
 def close_consumer_connection(node: PrivateRabbitmq) -> None:
-    listed = node.ctl("--quiet", "list_connections", "pid", "user_provided_name").splitlines()
+    listed = node.ctl("--quiet", "list_connections", "pid", "client_properties").splitlines()
     (pid,) = [line.split("\t")[0] for line in listed if "workerkit test consume" in line]
     node.ctl("close_connection", pid, "test")
 

@@ -20,7 +20,7 @@ from workerkit.brokers.rabbitmq.background import Background
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.brokers.rabbitmq.fastpath import Settling
 from workerkit.brokers.rabbitmq.publisher import Publisher, Unconfirmed
-from workerkit.brokers.rabbitmq.subscription import Subscription
+from workerkit.brokers.rabbitmq.subscription import Subscription, id_of
 from workerkit.brokers.rabbitmq.topology import EXPLICIT_RETRY_GRACE, Queue, explicit_retry_queue, retry_queue_name
 from workerkit.brokers.rabbitmq.versions import QueueTraits
 from workerkit.brokers.rabbitmq.wire import PROPERTIES_LIMIT, is_not_for_copies, returns_of
@@ -140,23 +140,23 @@ class Redelivery:
     def _replace(self, delivery: Delivery, traits: QueueTraits) -> bool:
         """Put a copy in place of a message that has come back too often. False: it has not."""
         losses = _losses_of(delivery, traits)
-        about = {"queue": delivery.queue, "delivery_tag": delivery.tag, "attempt": delivery.attempt, "losses": losses}
+        about = {"queue": delivery.queue, "message_id": id_of(delivery), "attempt": delivery.attempt, "losses": losses}
         if losses > self._plan.max_losses:
             self._log.error("message.lost_too_often", **about)
             cause = Cause(Reason.LOST, f"its worker was lost {losses} times while it had this message")
-            copy = self._dead_letter(delivery, cause)
+            copy = partial(self._dead_letter, delivery, cause)
         elif traits.limited and returns_of(delivery.raw_properties) >= RENEW_AFTER:
             self._log.info("message.renewed", **about)
-            copy = self._renewal(delivery, losses)
+            copy = partial(self._renewal, delivery, losses)
         else:
             return False
         self._background.start(self._settle_unseen(delivery, copy))
         return True
 
-    async def _settle_unseen(self, delivery: Delivery, copy: Awaitable[None]) -> None:
+    async def _settle_unseen(self, delivery: Delivery, copy: Callable[[], Awaitable[None]]) -> None:
         """Of what the worker has not seen it is not told."""
         try:
-            await copy
+            await copy()
             delivery.receipt.settle(Settling.ACK, [delivery])
         except BrokerError:
             pass  # it comes back

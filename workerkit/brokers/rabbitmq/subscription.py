@@ -60,9 +60,10 @@ class Incarnation:
         """Settle in one write, as few frames as are true. Raises BrokerError: they are the broker's again."""
         if self.lost:
             raise ConnectionLost("the channel that delivered is gone")
-        frames = self.unacked.settle([delivery.tag for delivery in deliveries])
-        if how is Settling.REJECT:
-            frames = [(tag, False) for tag, _ in frames]
+        if how is Settling.REJECT:  # which has no `multiple`
+            frames = [frame for delivery in deliveries for frame in self.unacked.settle([delivery.tag])]
+        else:
+            frames = self.unacked.settle([delivery.tag for delivery in deliveries])
         self.channel.settle(how, frames)
         if self.uncertain is not None:
             self.uncertain.extend(deliveries)
@@ -329,7 +330,7 @@ class Subscription:
                 why="the broker did not answer before the end",
                 earlier=not incarnation.answered,  # what was settled just before is as uncertain
                 messages=len(settled),
-                message_ids=[_id_of(delivery) for delivery in settled],
+                message_ids=[id_of(delivery) for delivery in settled],
             )
 
     async def _flush(self, incarnation: Incarnation) -> None:
@@ -352,7 +353,7 @@ class Subscription:
         channel.nack(unacked.settle_all())
 
 
-def _id_of(delivery: Delivery) -> str:
+def id_of(delivery: Delivery) -> str:
     """By which an operator finds a message: its id, or where it has none the number of its hand-over."""
     try:
         message_id, _ = decode_ids(delivery.raw_properties)
