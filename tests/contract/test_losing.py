@@ -115,7 +115,7 @@ async def test_the_loss_of_one_source_touches_no_message_of_another(world: World
 
 async def test_a_message_that_loses_its_worker_too_often_is_a_dead_letter(world: World) -> None:
     """Nobody is left who could say why; before that it was taken as the same attempt each time."""
-    peer = await world.peer(window=1, max_losses=2)
+    peer = await world.peer(window=1, max_losses=2, max_attempts=1)
     if not peer.broker.capabilities(world.queue).counts_losses:
         pytest.skip("capabilities: losses are not counted here")
     world.put(M[0])

@@ -57,11 +57,11 @@ class World(ABC):
             for peer in self.peers:
                 peer.check()
 
-    async def peer(self, *queues: str, window: int = 0, max_losses: int = 10, single_active: bool = False) -> Peer:
+    async def peer(self, *queues: str, window: int = 0, single_active: bool = False, **plan: int) -> Peer:
         """A started worker; of the usual queue unless others are given."""
         peer = Peer(await self.make_broker(single_active=single_active))
         self.peers.append(peer)
-        await peer.start(*(queues or (self.queue,)), window=window, max_losses=max_losses)
+        await peer.start(*(queues or (self.queue,)), window=window, **plan)
         return peer
 
     def least_delay(self, later: RetryLater) -> float:
