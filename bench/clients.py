@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.scenes import ASYNC, DEFAULTS, Scene
-from bench.venvs import FOLDER, python_of
+from bench.venvs import FOLDER, packages_of, python_of
 
 WORKERKIT = "workerkit"
 LOG_LINE_ON = "workerkit, log line on"
@@ -44,6 +44,7 @@ class Client:
         publisher: the program that publishes one message in the client's own envelope; None: it takes the bare body.
         environment: in addition to what all are told, given the scene.
         log_level: of workerkit; None: it is another client.
+        packages: another environment whose packages it can import; None for none.
         settings: of workerkit's worker, beside its task and its queue, given the scene.
         last_acks: seconds for which it may be idle before it sends its last acknowledgements.
     """
@@ -55,6 +56,7 @@ class Client:
     publisher: str | None = None
     environment: Callable[[Scene], Mapping[str, str]] = field(default=lambda _scene: {})
     log_level: str | None = None
+    packages: str | None = None
     settings: Callable[[Scene], Mapping[str, object]] = field(default=lambda scene: {"prefetch_count": scene.prefetch})
     last_acks: float = 0.0
 
@@ -69,6 +71,8 @@ class Client:
                 raise Absent("bench/peers/consumer.c could not be compiled: it needs a C compiler and librabbitmq-dev")
             return C_CONSUMER
         try:
+            if self.packages is not None:
+                packages_of(self.packages)
             return python_of(self.venv)
         except (subprocess.CalledProcessError, OSError) as error:
             raise Absent(f"its packages could not be installed: {error}") from error
@@ -169,21 +173,41 @@ _AT_THEIR_DEFAULTS = (
 )
 
 
-def _at_once(scene: Scene) -> dict[str, object]:
-    """As many callbacks as messages are prefetched."""
+def _concurrent(scene: Scene) -> dict[str, object]:
+    return {"concurrency": scene.prefetch}
+
+
+def _concurrent_and_prefetched(scene: Scene) -> dict[str, object]:
     return {"concurrency": scene.prefetch, "prefetch_count": scene.prefetch}
 
 
-# The others run as many coroutines at once as messages are prefetched, and Taskiq as many as it is told.
+# The others run as many coroutines at once as messages are prefetched, and Taskiq as many as it is told; on uvloop.
 _ASYNCHRONOUS = (
-    Client(WORKERKIT, 10_000, "workerkit", _RUN_WORKERKIT, log_level="warning", settings=_at_once),
     Client(
-        "workerkit, prefetch auto",
+        WORKERKIT,
         10_000,
         "workerkit",
         _RUN_WORKERKIT,
         log_level="warning",
-        settings=lambda scene: {"concurrency": scene.prefetch},
+        packages="uvloop",
+        settings=_concurrent,
+    ),
+    Client(
+        "workerkit, prefetch 200",
+        10_000,
+        "workerkit",
+        _RUN_WORKERKIT,
+        log_level="warning",
+        packages="uvloop",
+        settings=_concurrent_and_prefetched,
+    ),
+    Client(
+        "workerkit, asyncio's own loop",
+        10_000,
+        "workerkit",
+        _RUN_WORKERKIT,
+        log_level="warning",
+        settings=_concurrent,
     ),
     *(client for client in _USUAL if client.name in {"aio-pika", "FastStream", "Taskiq"}),
 )

@@ -21,6 +21,7 @@ import yaml
 from bench import loader, meter
 from bench.clients import PEERS, Client
 from bench.scenes import Scene
+from bench.venvs import packages_of
 from workerkit.brokers.rabbitmq.topology import derive
 from workerkit.retry import RetryPolicy
 from workerkit.settings.model import QueueSettings
@@ -117,6 +118,7 @@ class Runner:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("WORKERKIT_", "PYTHON"))}
         return {
             **own,
+            **({"PYTHONPATH": str(packages_of(client.packages))} if client.packages else {}),
             "BENCH_URL": self._node.url,
             "BENCH_PORT": str(self._node.port),
             "BENCH_QUEUE": _QUEUE,
