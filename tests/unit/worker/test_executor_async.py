@@ -147,6 +147,10 @@ class Jobs(WorkerTask):
         message._handle = None
         message.ack()
 
+    async def name_the_loop(self, message):
+        self.logger.info("loop", module=type(asyncio.get_running_loop()).__module__)
+        message.ack()
+
     async def bind(self, message):
         structlog.contextvars.bind_contextvars(mine=1)
         message.ack()
@@ -501,6 +505,16 @@ def test_the_end_of_the_link_ends_it(peer: Peer) -> None:
     peer.event("began")
     peer._sock.shutdown(2)
     assert peer.process.wait(20) == 0
+
+
+def test_the_loop_is_uvloops_where_that_can_be_imported(start, tmp_path: Path) -> None:
+    """A module of that name stands in for it: what matters is that it is asked, and never needed."""
+    (tmp_path / "uvloop.py").write_text(
+        "import asyncio\nclass Loop(asyncio.SelectorEventLoop): pass\ndef new_event_loop(): return Loop()\n"
+    )
+    peer = start()
+    peer.deliver("name_the_loop")
+    assert peer.event("loop")["module"] == "uvloop"
 
 
 def test_many_short_messages_in_pieces(start) -> None:
