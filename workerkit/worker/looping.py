@@ -169,7 +169,7 @@ class LoopRunner:
             self._die(turn, cause)
             turn.frozen = False
 
-        self._begin(turn, message, execute(self._task, message, dying, turn.was_cancelled))
+        self._begin(turn, message, execute(self._task, message, dying, lambda: turn.cancelled))
 
     def _start_aftermath(self, payload: bytes) -> None:
         seq, slot, incoming, aftermath = unpack_aftermath(payload, self._queues)
