@@ -100,6 +100,18 @@ async def test_strict_waits_a_moment_for_the_next_message_of_a_queue_that_has_ju
     await until_delivered(executor, 1)
 
 
+async def test_strict_waits_a_moment_for_what_follows_a_message_that_has_just_come() -> None:
+    """They come one by one: a slot that is free must not go to a lower queue in between."""
+    stage = make_stage(Strict(WEIGHTS, None))
+    executor = stage.ready(queues=WEIGHTS, **ASYNC)
+    stage.run(11, queue="high")
+    stage.run(1, queue="low")
+    assert executor.delivered == [11]
+    stage.run(12, queue="high")
+    await until_delivered(executor, 1)
+    assert executor.delivered == [11, 12, 1]
+
+
 async def test_what_is_put_back_is_first_in_its_own_queue() -> None:
     """And its queue is chosen as before."""
     stage = make_stage(Strict(WEIGHTS, None))

@@ -99,10 +99,10 @@ class TestStrict:
         selector = Strict(WEIGHTS, None)
         selector.on_open("urgent", 100.0)
         assert selector.choose({"mail": 1}, 100.0 + DRY / 2) is None
-        selector.on_arrival("urgent", 100.0)
-        assert selector.choose({"mail": 1}, 100.0 + DRY / 2) is None
-        assert selector.choose({"urgent": 1, "mail": 1}, 100.0 + DRY / 2) == "urgent"
-        assert selector.choose({"mail": 1}, 100.0 + DRY * 2) == "mail"
+        selector.on_arrival("urgent", 200.0)
+        assert selector.choose({"mail": 1}, 200.0 + DRY / 2) is None
+        assert selector.choose({"urgent": 1, "mail": 1}, 200.0 + DRY / 2) == "urgent"
+        assert selector.choose({"mail": 1}, 200.0 + DRY * 2) == "mail"
 
     def test_what_is_lower_is_not_waited_for(self) -> None:
         """Only a higher one can be in its way."""
@@ -133,6 +133,14 @@ class TestStrict:
                 "mail",
             ]
             assert selector.choose({"bulk": 1}, now + 2 * DRY) == "bulk"
+
+    def test_what_was_given_back_has_not_waited(self) -> None:
+        """What comes after it has a time of its own."""
+        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector.on_arrival("bulk", 100.0)
+        assert selector.choose({"urgent": 1}, 110.0) == "urgent"
+        selector.on_arrival("bulk", 1000.0)
+        assert selector.choose({"urgent": 1, "bulk": 1}, 1001.0) == "urgent"
 
     def test_a_message_that_has_its_turn_is_not_what_the_next_has_waited(self) -> None:
         """Each has a time of its own."""
