@@ -41,7 +41,7 @@ async def consume(url: str, queue: str, count: int) -> list[Delivery]:
         if len(taken) >= count:
             complete.set()
 
-    await channel.consume(queue, "tag", take, incarnation=5)
+    await channel.consume(queue, "tag", take, receipt=5)
     await asyncio.wait_for(complete.wait(), 20)
     await channel.cancel("tag")  # what is given back must not come again at once
     channel.ack([(taken[0].tag, False)])
@@ -53,7 +53,7 @@ async def consume(url: str, queue: str, count: int) -> list[Delivery]:
 
 def facts(delivery: Delivery) -> tuple[Any, ...]:
     properties: Properties = decode(delivery.raw_properties)
-    return delivery.queue, delivery.routing_key, delivery.channel, properties, delivery.body
+    return delivery.queue, delivery.routing_key, delivery.receipt, properties, delivery.body
 
 
 def test_the_short_cuts_deliver_and_settle_as_pika_does(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
-from workerkit.ports import Broker, Delivery, Settled
+import structlog
+
+from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
+from workerkit.ports import Broker, Delivery, Plan, Settled
+from workerkit.settings import BrokerSettings
+from workerkit.settings.model import QueueSettings
 from workerkit.settlement import ACKNOWLEDGE, Cause, Settlement
+from workerkit.testing.rabbitmq import PrivateRabbitmq
 
 
 class Recorder:
@@ -70,3 +77,39 @@ class Recorder:
 def settle(broker: Broker, deliveries: Sequence[Delivery], settlement: Settlement = ACKNOWLEDGE) -> None:
     """Settle all in the same way, in one batch."""
     broker.settle([(delivery, settlement) for delivery in deliveries])
+
+
+class Case:
+    """A RabbitMQ adapter, what it reported and what it logged."""
+
+    def __init__(self, queues: dict[str, QueueSettings], url: str) -> None:
+        self.events = Recorder()
+        self.lines: list[dict[str, Any]] = []
+        log: Any = structlog.wrap_logger(None, processors=[self._keep])
+        self.broker = RabbitmqBroker(BrokerSettings(url=url), queues, {}, name="test", log=log)
+
+    def _keep(self, _logger: object, _method: str, event: Any) -> Any:
+        self.lines.append(dict(event))
+        raise structlog.DropEvent
+
+    def logged(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == name]
+
+
+@contextlib.asynccontextmanager
+async def started_rabbitmq(
+    node: PrivateRabbitmq,
+    *queues: str,
+    delays: tuple[float, ...] = (0.2,),
+    settings: QueueSettings | None = None,
+    url: str = "",
+    max_losses: int = 10,
+) -> AsyncIterator[Case]:
+    """Connected, with nothing taken yet; closed in order at the end."""
+    case = Case(dict.fromkeys(queues, settings) if settings else {}, url or node.url)
+    await case.broker.start(Plan("worker", queues, delays, max_losses), case.events)
+    try:
+        yield case
+    finally:
+        await case.broker.close(5.0)
+    assert case.events.failed == []

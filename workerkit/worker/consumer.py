@@ -140,7 +140,8 @@ class Consumer:
             asyncio.get_running_loop().call_later(left, self.stop, "ttl")
         selector = self._make_selector(resolved)
         queues = tuple(resolved.queues)
-        await self._broker.start(Plan(self._spec.worker, queues, resolved.delays, resolved.max_losses), self)
+        plan = Plan(self._spec.worker, queues, resolved.delays, resolved.max_losses, resolved.max_attempts)
+        await self._broker.start(plan, self)
         prefetch = resolved.prefetch_count
         self._intake = Intake(
             self._broker,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -75,7 +76,7 @@ class Strict:
         self._order = sorted(weights, key=weights.__getitem__, reverse=True)
         self._starve_after = starve_after
         self._since: dict[str, float] = {}  # which its message has been waiting that is next
-        self._sent = dict.fromkeys(weights, 0.0)
+        self._sent = dict.fromkeys(weights, math.inf)  # until it is consumed nobody knows what it has
 
     def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
         chosen = starving = None

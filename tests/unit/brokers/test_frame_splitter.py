@@ -239,7 +239,7 @@ def test_a_delivery_says_where_it_came_from() -> None:
     splitter.sources[3] = ("jobs", 7)
     content = [(pika.spec.Basic.Deliver("t", tag, False, "", "k"), pika.BasicProperties(), b"x") for tag in (1, 2, 3)]
     (batch,) = splitter.feed(b"".join(frame for one in content for frame in content_frames(3, one)))
-    assert [(d.queue, d.channel, d.tag) for d in batch[1]] == [("jobs", 7, 1), ("jobs", 7, 2), ("jobs", 7, 3)]
+    assert [(d.queue, d.receipt, d.tag) for d in batch[1]] == [("jobs", 7, 1), ("jobs", 7, 2), ("jobs", 7, 3)]
 
 
 @given(st.lists(st.binary(max_size=60), max_size=5))

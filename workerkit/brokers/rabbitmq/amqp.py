@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,11 +222,11 @@ class Channel:
     async def cancel(self, tag: str) -> None:
         await self._call(lambda done: self._pika.basic_cancel(tag, callback=done))
 
-    def ack(self, frames: Iterable[tuple[int, bool]]) -> None:
+    def ack(self, frames: Sequence[tuple[int, bool]]) -> None:
         """Acknowledge, each frame a delivery tag and whether all tags below are meant too. Raises BrokerError."""
         self.settle(Settling.ACK, frames)
 
-    def nack(self, frames: Iterable[tuple[int, bool]]) -> None:
+    def nack(self, frames: Sequence[tuple[int, bool]]) -> None:
         """Give back, not an attempt: from RabbitMQ 4.3 it does not count towards the delivery limit."""
         self.settle(Settling.NACK, frames)
 
@@ -234,10 +234,12 @@ class Channel:
         """Give back as a failed attempt: counted by quorum queues of every version."""
         self.settle(Settling.REJECT, [(tag, False)])
 
-    def settle(self, how: Settling, frames: Iterable[tuple[int, bool]]) -> None:
+    def settle(self, how: Settling, frames: Sequence[tuple[int, bool]]) -> None:
         """Settle by one of the three methods. Raises BrokerError; then the broker has been told nothing."""
         if not self.is_open:
             raise ConnectionLost("the channel is closed")
+        if not frames:
+            return
         try:
             self._connection._pika.settle(self._pika, how, frames)  # noqa: SLF001 - one adapter
         except pika.exceptions.AMQPError as error:

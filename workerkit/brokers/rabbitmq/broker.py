@@ -127,6 +127,8 @@ class RabbitmqBroker:
 
     def settle(self, batch: Sequence[Settled]) -> None:
         """See the port. Nearly all that is settled are acknowledgements of one source, in one write."""
+        if not batch:
+            return
         receipt = batch[0][0].receipt
         done = [delivery for delivery, settlement in batch if settlement is ACKNOWLEDGE and delivery.receipt is receipt]
         if len(done) == len(batch):

@@ -20,7 +20,7 @@ from workerkit.brokers.rabbitmq.background import Background
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.brokers.rabbitmq.fastpath import Settling
 from workerkit.brokers.rabbitmq.publisher import Publisher, Unconfirmed
-from workerkit.brokers.rabbitmq.subscription import Subscription
+from workerkit.brokers.rabbitmq.subscription import Subscription, id_of
 from workerkit.brokers.rabbitmq.topology import EXPLICIT_RETRY_GRACE, Queue, explicit_retry_queue, retry_queue_name
 from workerkit.brokers.rabbitmq.versions import QueueTraits
 from workerkit.brokers.rabbitmq.wire import PROPERTIES_LIMIT, is_not_for_copies, returns_of
@@ -113,6 +113,7 @@ class Redelivery:
         self._publisher = Publisher(self._connect, wait_while_blocked=True)
         self._connection: Connection | None = None
         self._side: Channel | None = None
+        self._asking = asyncio.Lock()
         self._known: dict[str, float] = {}  # when we last saw that a queue or an exchange is there
         self._told: set[str] = set()  # of which queues for one delay we have said that they cannot be made
         self._background = Background(events.on_failed)
@@ -129,7 +130,12 @@ class Redelivery:
         if traits.native:
             for delivery in deliveries:
                 delivery.attempt = attempt_of(delivery.raw_properties) + returns_of(delivery.raw_properties)
-            return deliveries
+            last = self._plan.max_attempts
+            if all(delivery.attempt <= last for delivery in deliveries):
+                return deliveries
+            return [
+                delivery for delivery in deliveries if delivery.attempt <= last or not self._replace(delivery, traits)
+            ]
         for delivery in deliveries:
             if _ATTEMPT in delivery.raw_properties:
                 delivery.attempt = attempt_of(delivery.raw_properties)
@@ -139,24 +145,25 @@ class Redelivery:
 
     def _replace(self, delivery: Delivery, traits: QueueTraits) -> bool:
         """Put a copy in place of a message that has come back too often. False: it has not."""
-        losses = _losses_of(delivery, traits)
-        about = {"queue": delivery.queue, "delivery_tag": delivery.tag, "attempt": delivery.attempt, "losses": losses}
+        # A message that fails its last attempt does not come back: what comes after it has lost its worker.
+        losses = delivery.attempt - self._plan.max_attempts if traits.native else _losses_of(delivery, traits)
+        about = {"queue": delivery.queue, "message_id": id_of(delivery), "attempt": delivery.attempt, "losses": losses}
         if losses > self._plan.max_losses:
             self._log.error("message.lost_too_often", **about)
             cause = Cause(Reason.LOST, f"its worker was lost {losses} times while it had this message")
-            copy = self._dead_letter(delivery, cause)
+            copy = partial(self._dead_letter, delivery, cause)
         elif traits.limited and returns_of(delivery.raw_properties) >= RENEW_AFTER:
             self._log.info("message.renewed", **about)
-            copy = self._renewal(delivery, losses)
+            copy = partial(self._renewal, delivery, losses)
         else:
             return False
         self._background.start(self._settle_unseen(delivery, copy))
         return True
 
-    async def _settle_unseen(self, delivery: Delivery, copy: Awaitable[None]) -> None:
+    async def _settle_unseen(self, delivery: Delivery, copy: Callable[[], Awaitable[None]]) -> None:
         """Of what the worker has not seen it is not told."""
         try:
-            await copy
+            await copy()
             delivery.receipt.settle(Settling.ACK, [delivery])
         except BrokerError:
             pass  # it comes back
@@ -326,17 +333,19 @@ class Redelivery:
     async def _check(self, name: str, ask: Callable[[Channel], Awaitable[object]]) -> None:
         """Ask the broker for something, if that is not known to be there.
 
-        On a channel of its own: a refusal closes the channel, and with it the confirms of all that is in flight on it.
+        One after the other, on a channel of its own: a refusal closes the channel, with the confirms of all that is in
+        flight on it, and whoever else waits for an answer would take the refusal for his.
         """
-        now = time.monotonic()
-        if now - self._known.get(name, -_DECLARE_AGAIN) < _DECLARE_AGAIN:
-            return
-        await self._publisher.channel()  # it opens the connection
-        assert self._connection is not None
-        if self._side is None or not self._side.is_open:
-            self._side = await self._connection.channel()
-        await ask(self._side)
-        self._known[name] = now
+        async with self._asking:
+            now = time.monotonic()
+            if now - self._known.get(name, -_DECLARE_AGAIN) < _DECLARE_AGAIN:
+                return
+            await self._publisher.channel()  # it opens the connection
+            assert self._connection is not None
+            if self._side is None or not self._side.is_open:
+                self._side = await self._connection.channel()
+            await ask(self._side)
+            self._known[name] = now
 
     async def _connect(self) -> Connection:
         self._connection = connection = await self._open_connection()

@@ -38,17 +38,19 @@ _STASH_LIMIT = 15
 class Incarnation:
     """One channel of a source, and the receipt of all that it delivers: tags are good on it and nowhere else."""
 
-    __slots__ = ("answered", "channel", "frames", "lost", "source", "unacked", "uncertain", "used")
+    __slots__ = ("answered", "cancelled", "channel", "frames", "lost", "source", "unacked", "uncertain", "used")
 
     def __init__(self, source: Subscription, channel: Channel) -> None:
         self.source = source
         self.channel = channel
         self.unacked = Unacked()
+        self.cancelled = 0
+        """How many consumers were cancelled since something is unsettled."""
         self.lost = False
         self.used = False
         """It has had deliveries."""
-        self.uncertain: list[Delivery] | None = None
-        """While nothing is taken: what was settled since the broker was told so."""
+        self.uncertain: list[str] | None = None
+        """While nothing is taken: the ids of what was acknowledged since the broker was told so."""
         self.answered = False
         """It has answered that it sends no more: with that, it has what was settled before."""
         self.frames = 0
@@ -58,13 +60,15 @@ class Incarnation:
         """Settle in one write, as few frames as are true. Raises BrokerError: they are the broker's again."""
         if self.lost:
             raise ConnectionLost("the channel that delivered is gone")
-        frames = self.unacked.settle([delivery.tag for delivery in deliveries])
-        if how is Settling.REJECT:
-            frames = [(tag, False) for tag, _ in frames]
+        if how is Settling.REJECT:  # which has no `multiple`
+            frames = [frame for delivery in deliveries for frame in self.unacked.settle([delivery.tag])]
+        else:
+            frames = self.unacked.settle([delivery.tag for delivery in deliveries])
         self.channel.settle(how, frames)
         if self.uncertain is not None:
-            self.uncertain.extend(deliveries)
             self.frames += len(frames)
+            if how is Settling.ACK:
+                self.uncertain.extend(map(id_of, deliveries))
         self.source.settled()
 
 
@@ -121,8 +125,14 @@ class Subscription:
 
     @property
     def consumers(self) -> int:
-        """How many of ours the broker should list."""
-        return len(self._tags)
+        """How many of ours the broker lists, at most.
+
+        Quorum queues count one that was cancelled until all that it has been sent is settled (measured on 3.10.8).
+        """
+        incarnation = self.incarnation
+        if incarnation is None or self.settings.type != "quorum" or not incarnation.unacked:
+            return len(self._tags)
+        return len(self._tags) + incarnation.cancelled
 
     # ---- being there
 
@@ -166,6 +176,7 @@ class Subscription:
         """Make it the channel that consumes. The one before is lost, if there is one."""
         self.lose("another channel takes its place")
         self.incarnation = incarnation = Incarnation(self, channel)
+        self._taken, self._tags = 0, []
         self._served = False
         self._stalled_checks = 0
         why = "the broker cancelled the consumer; was the queue deleted?"
@@ -244,6 +255,7 @@ class Subscription:
 
     async def _cancel(self, incarnation: Incarnation, tags: list[str]) -> None:
         for tag in tags:
+            incarnation.cancelled = incarnation.cancelled + 1 if incarnation.unacked else 0
             self._tags.remove(tag)  # before the answer: cancelling twice would wait for one that never comes
             await incarnation.channel.cancel(tag)
 
@@ -293,7 +305,6 @@ class Subscription:
             unused = fresh
             if old is not None and not old.unacked and self._taken:
                 old.lost, unused = True, old.channel
-                self._taken, self._tags = 0, []
                 self.incarnation = None
                 self._adopt(fresh)
                 await self._change()
@@ -313,14 +324,14 @@ class Subscription:
                 await self._flush(incarnation)
                 confirmed = await incarnation.channel.close(deadline - time.monotonic())
         if incarnation.used and not confirmed:
-            settled = incarnation.uncertain or []
+            ids = incarnation.uncertain or []
             self._log.warning(
                 "settle.unconfirmed",
                 queue=self.queue,
                 why="the broker did not answer before the end",
                 earlier=not incarnation.answered,  # what was settled just before is as uncertain
-                messages=len(settled),
-                message_ids=[_id_of(delivery) for delivery in settled],
+                messages=len(ids),
+                message_ids=ids,
             )
 
     async def _flush(self, incarnation: Incarnation) -> None:
@@ -331,8 +342,9 @@ class Subscription:
         rabbit_fifo_client of RabbitMQ 3.10). A consumer goes the same way, behind them, and the queue answers for it.
         """
         channel, unacked = incarnation.channel, incarnation.unacked
+        await self._cancel(incarnation, list(self._tags))
         channel.nack(unacked.settle_all())
-        if self.settings.type != "quorum" or incarnation.frames < _STASH_LIMIT:
+        if self.settings.type != "quorum" or (incarnation.answered and incarnation.frames < _STASH_LIMIT):
             return
         tag = next(self._new_tags)
         await channel.qos(1)
@@ -343,7 +355,7 @@ class Subscription:
         channel.nack(unacked.settle_all())
 
 
-def _id_of(delivery: Delivery) -> str:
+def id_of(delivery: Delivery) -> str:
     """By which an operator finds a message: its id, or where it has none the number of its hand-over."""
     try:
         message_id, _ = decode_ids(delivery.raw_properties)

@@ -53,7 +53,10 @@ class Unacked:
 
     def settle_all(self) -> list[tuple[int, bool]]:
         """Take all out; return the frame that settles them, if there are any."""
-        frames = [(self._last, True)] if self else []
+        last = self._last
+        while last in self._ahead:  # a frame may not name what is settled already
+            last -= 1
+        frames = [(last, True)] if last >= self._lowest else []
         self._lowest = self._last + 1
         self._ahead.clear()
         return frames
