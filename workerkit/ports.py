@@ -52,12 +52,14 @@ class Plan:
         delays: of its retry policy, in seconds.
         max_losses: how often a message may lose its whole worker before it is a dead letter with reason ``lost``; kept
             by adapters whose queues count that.
+        max_attempts: of its retry policy: where a queue counts losses as attempts, those beyond it can only be losses.
     """
 
     worker: str
     queues: tuple[str, ...]
     delays: tuple[float, ...]
     max_losses: int = 10
+    max_attempts: int = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,11 +42,16 @@ class Peer:
         self._changed = asyncio.Event()
 
     async def start(
-        self, *queues: str, delays: tuple[float, ...] = (0.2, 0.4), max_losses: int = 10, window: int = 0
+        self,
+        *queues: str,
+        delays: tuple[float, ...] = (0.2, 0.4),
+        max_losses: int = 10,
+        max_attempts: int = 5,
+        window: int = 0,
     ) -> None:
         """Start the broker; take ``window`` messages of each queue."""
         self.queues = queues
-        await self.broker.start(Plan("peer", queues, delays, max_losses), self)
+        await self.broker.start(Plan("peer", queues, delays, max_losses, max_attempts), self)
         for queue in queues if window else ():
             await self.broker.take(queue, window)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from contract.peer import bodies
 from contract.worlds import World
@@ -20,8 +22,9 @@ async def test_a_lost_consumers_messages_come_back_to_another_one(world: World) 
     other = await world.peer(window=3)
     await world.vanish(gone)
     again = await other.delivered(3)
-    assert bodies(again) == M[:3]
-    assert [(delivery.attempt, delivery.redelivered) for delivery in again] == [(1, True)] * 3
+    assert world.in_order(bodies(again)) == M[:3]
+    attempt = world.attempt_after_losses(1)
+    assert [(delivery.attempt, delivery.redelivered) for delivery in again] == [(attempt, True)] * 3
     await gone.until(lambda: len(gone.lost) == 3, "the lost ones are named")
     gone.ack(*taken)
     await gone.answers()
@@ -37,6 +40,8 @@ async def test_a_stale_settlement_is_dropped_and_reported_once(world: World) -> 
     first, second = await peer.delivered(2)
     peer.ack(second)
     await peer.answers()
+    await peer.broker.take(world.queue, 0)  # when that is answered the acknowledgement has arrived as well
+    await peer.broker.take(world.queue, 2)
     await world.lose(peer, world.queue)
     again = await peer.has(M[0])
     assert peer.lost == [first]
@@ -65,7 +70,7 @@ async def test_a_stale_failure_is_dropped_likewise(world: World, settlement: Ret
     assert peer.dropped == [first]
     peer.ack(again)
     await peer.gets_nothing_more()
-    assert await world.dead(0) == []
+    assert await world.dead(None) == []
 
 
 async def test_after_a_loss_it_takes_again_what_it_was_told_to(world: World) -> None:
@@ -74,7 +79,7 @@ async def test_after_a_loss_it_takes_again_what_it_was_told_to(world: World) -> 
     world.put(*M[:4])
     await peer.delivered(2)
     await world.lose(peer, world.queue)
-    assert bodies(await peer.delivered(2)) == M[:2]
+    await peer.delivered(2)
     await peer.gets_nothing_more()
 
 
@@ -88,7 +93,7 @@ async def test_after_a_loss_a_pause_stays_a_pause(world: World) -> None:
     await peer.until(lambda: peer.lost == taken, "the lost ones are named")
     await peer.gets_nothing_more(1.0)
     await peer.broker.take(world.queue, 2)
-    assert bodies(await peer.delivered(2)) == M[:2]
+    assert world.in_order(bodies(await peer.delivered(2))) == M[:2]
 
 
 async def test_the_loss_of_one_source_touches_no_message_of_another(world: World) -> None:
@@ -110,14 +115,21 @@ async def test_the_loss_of_one_source_touches_no_message_of_another(world: World
 
 async def test_a_message_that_loses_its_worker_too_often_is_a_dead_letter(world: World) -> None:
     """Nobody is left who could say why; before that it was taken as the same attempt each time."""
-    peer = await world.peer(window=1, max_losses=2)
+    peer = await world.peer(window=1, max_losses=2, max_attempts=1)
     if not peer.broker.capabilities(world.queue).counts_losses:
         pytest.skip("capabilities: losses are not counted here")
     world.put(M[0])
-    for _ in range(3):
-        assert (await peer.has(M[0])).attempt == 1
+    taken, dead = 0, []
+    while not dead:
+        taken += 1
+        assert taken <= 5
+        assert (await peer.has(M[0])).attempt == world.attempt_after_losses(taken - 1)
         await world.lose(peer, world.queue)
-    ((body, headers),) = await world.dead()
+        while len(peer.arrived) == taken and not dead:
+            await asyncio.sleep(0.02)
+            dead = await world.dead(None)
+    assert taken > 2  # one more where the broker cannot tell the first loss from a message that was handed back
+    ((body, headers),) = dead
     assert (body, headers["workerkit-reason"], headers["workerkit-attempt"]) == (M[0], "lost", 1)
     world.put(M[1])
     peer.ack(await peer.has(M[1]))

@@ -237,7 +237,7 @@ async def test_what_cannot_be_published_leaves_the_original_unsettled(world: Wor
     ((unpublished, cause),) = peer.unpublished
     assert unpublished is delivery
     assert f"{world.queue}.nowhere" in cause.message
-    assert cause.exception
+    assert (cause.reason, cause.exception) == (Reason.EXCEPTION, "workerkit.Unroutable")
     peer.settle(later(0.2, 2), delivery)
     assert (await peer.has(b"m")).attempt == 2
 

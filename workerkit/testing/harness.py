@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -28,8 +30,10 @@ from workerkit.retry import RetryPolicy, decide
 from workerkit.settlement import Acknowledge, Cause, Outcome
 from workerkit.task import WorkerTask
 from workerkit.task_settings import SETTING_NAMES
+from workerkit.worker import coroutines
 from workerkit.worker.execution import execute
 from workerkit.worker.loading import Resolved, Spec, check_class, prepare
+from workerkit.worker.looping import new_event_loop
 from workerkit.worker.selection import Selector, Weighted, make_selector
 
 _PERSISTENT = 2
@@ -37,10 +41,11 @@ _VERDICTS_OF_TESTS = ("_pytest", "hypothesis")
 """Packages whose exceptions end a test; a worker must not take them for a death of its own."""
 
 Task = TypeVar("Task", bound=WorkerTask)
+T = TypeVar("T")
 
 
 class WorkerTest(Generic[Task]):
-    """One worker under test, with a queue of its own in memory::
+    """One worker under test, with queues of its own in memory::
 
         with WorkerTest(ThumbnailWorker, retry=RetryPolicy(max_attempts=2)) as worker:
             worker.publish({"path": "a.png"}, message_id="m1")
@@ -48,12 +53,14 @@ class WorkerTest(Generic[Task]):
             assert worker.dead_letters[0].reason is Reason.EXCEPTION
 
     Callbacks, retries, attempts, dead letters and headers follow the rules of a real worker, by the same code. Time
-    stands still: nothing waits for a retry, ``advance`` moves the clock.
+    stands still: nothing waits for a retry, ``advance`` moves the clock. Callbacks run one after the other, coroutines
+    too, on an event loop that all of them share; so a test that uses this is no coroutine itself.
 
     What ends a callback and leaves Python running (``SystemExit``, ``KeyboardInterrupt``, ``MemoryError``) ends this
     worker too: ``shutdown`` runs, and a new task takes over as in a replacement process. What ends Python itself
-    (``os._exit``, a signal, a segmentation fault) ends the test; ``callback_timeout``, ``ttl`` and ``memory_limit`` do
-    nothing. Failures of the test itself, such as ``pytest.fail`` in a callback, reach the test.
+    (``os._exit``, a signal, a segmentation fault) ends the test. Settings of a process, such as ``callback_timeout``,
+    ``ttl``, ``memory_limit``, ``executors`` and ``concurrency``, do nothing. Failures of the test itself, such as
+    ``pytest.fail`` in a callback, reach the test.
 
     Args:
         cls: the task to run.
@@ -76,6 +83,8 @@ class WorkerTest(Generic[Task]):
         self._cls = cls
         self._spec = _spec(cls, settings)
         self._exit_stack = ExitStack()
+        self._runner = asyncio.Runner()
+        self._asynchronous = False
         self._store = MemoryStore()
         self._prefetch_count = 1
         self._policy = RetryPolicy()
@@ -97,6 +106,7 @@ class WorkerTest(Generic[Task]):
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.logs = stack.enter_context(structlog.testing.capture_logs())
+            stack.callback(self._end_task)
             resolved = self._start()
             self._policy = RetryPolicy(resolved.max_attempts, resolved.delays)
             self._prefetch_count = 1 if resolved.prefetch_count == "auto" else resolved.prefetch_count
@@ -104,7 +114,6 @@ class WorkerTest(Generic[Task]):
             self._selector = make_selector(resolved.select, resolved.queues, None, _fail_the_test)
             for queue in self._here:
                 self._store.declare(queue)
-            stack.callback(self._release_task)
             self._exit_stack = stack.pop_all()
         return self
 
@@ -231,14 +240,26 @@ class WorkerTest(Generic[Task]):
         return self._store.ready(*map(dead_queue_name, self._here))
 
     def _start(self) -> Resolved:
-        task, resolved = prepare(self._spec, self._cls, os.getpid())
+        self._runner = asyncio.Runner(loop_factory=new_event_loop)
+        task, resolved = prepare(self._spec, self._cls, os.getpid(), self._complete)
         assert isinstance(task, self._cls)
         self.task = task
+        self._asynchronous = resolved.asynchronous
         self._decode_body = body_decoder(task.payload_type)
         return resolved
 
-    def _release_task(self) -> None:
-        self.task.shutdown_helper.release()
+    def _end_task(self) -> None:
+        self._runner.close()
+        if hasattr(self, "task"):  # it is not when `initialize` failed
+            self.task.shutdown_helper.release()
+
+    def _complete(self, awaitable: Awaitable[T]) -> T:
+        """Run a coroutine to its end. What it sets in context variables ends with it."""
+
+        async def run() -> T:
+            return await awaitable
+
+        return self._runner.run(run(), context=contextvars.copy_context())
 
     def _next_delivery(self) -> Delivery | None:
         for queue, here in self._here.items():
@@ -248,16 +269,20 @@ class WorkerTest(Generic[Task]):
         waiting = {queue: len(here) for queue, here in self._here.items() if here}
         if not waiting:
             return None
-        queue = self._selector.choose(waiting, time.monotonic())
-        assert queue is not None, "a selector waits only for what a broker may be sending"
-        return self._here[queue].popleft()
+        chosen = self._selector.choose(waiting, time.monotonic())
+        assert chosen is not None, "a selector waits only for what a broker may be sending"
+        return self._here[chosen].popleft()
 
     def _run_callback(self, delivery: Delivery) -> None:
         message = MessageAdapter(delivery, _Handle(partial(self._settle, delivery)), self._decode_body)
-        death = execute(self.task, message, _let_the_test_fail)
+        if self._asynchronous:
+            death = self._complete(coroutines.execute(self.task, message, _let_the_test_fail))
+        else:
+            death = execute(self.task, message, _let_the_test_fail, self._complete)
         structlog.contextvars.clear_contextvars()
         if death is not None:
             self.deaths.append(death)
+            self._end_task()
             self._start()
 
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:

@@ -1,5 +1,7 @@
 """WorkerTest: what users test their workers with behaves as the real worker does."""
 
+import asyncio
+import contextvars
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +64,14 @@ class Obedient(WorkerTask):
         message.ack()
 
 
+class ObedientCoroutine(Obedient):
+    """The same, on an event loop."""
+
+    async def callback(self, message: MessageAdapter) -> None:
+        await asyncio.sleep(0)
+        Obedient.callback(self, message)
+
+
 POLICY = RetryPolicy(max_attempts=3, delays=(5.0, 30.0))
 
 
@@ -110,6 +120,7 @@ def test_a_failing_message_is_retried_after_its_delays_and_then_kept() -> None:
     assert "KeyError" in letter.headers["workerkit-traceback"]
 
 
+@pytest.mark.parametrize("cls", [Obedient, ObedientCoroutine])
 @pytest.mark.parametrize(
     ("data", "reason", "attempts", "now"),
     [
@@ -125,10 +136,10 @@ def test_a_failing_message_is_retried_after_its_delays_and_then_kept() -> None:
     ],
 )
 def test_every_end_of_a_callback_has_its_reason_its_attempts_and_its_delays(
-    data: str, reason: Reason, attempts: int, now: float
+    data: str, reason: Reason, attempts: int, now: float, cls: type[Obedient]
 ) -> None:
     """As with a real broker: the same `decide`, the same headers."""
-    with WorkerTest(Obedient, retry=POLICY) as worker:
+    with WorkerTest(cls, retry=POLICY) as worker:
         worker.publish(data)
         assert worker.run_all() == attempts
         (letter,) = worker.dead_letters
@@ -253,6 +264,54 @@ def test_a_message_may_be_published_with_a_delay() -> None:
         assert (worker.now, worker.acked[0].attempt) == (60, 1)
 
 
+word: contextvars.ContextVar[str] = contextvars.ContextVar("word", default="unsaid")
+
+
+class Looping(WorkerTask):
+    """Coroutines throughout; what `initialize` starts on the loop is there in the callbacks."""
+
+    async def initialize(self) -> None:
+        WorkerTask.initialize(self)
+        self.jobs: asyncio.Queue[MessageAdapter] = asyncio.Queue()
+        self.done: list[str] = []
+        self.background = asyncio.create_task(self.work())
+
+    async def work(self) -> None:
+        try:
+            while True:
+                message = await self.jobs.get()
+                message.ack()
+                self.jobs.task_done()
+        finally:
+            self.done.append("ended")
+
+    async def callback(self, message: MessageAdapter) -> None:
+        self.done.append(word.get())
+        word.set("said")
+        await self.jobs.put(message)
+        await self.jobs.join()
+        if message.data == "exit":
+            raise SystemExit(2)
+
+    async def shutdown(self, message: MessageAdapter, cause: Cause) -> None:
+        await asyncio.sleep(0)
+        self.done.append(cause.reason.value)
+
+
+def test_coroutines_share_a_loop_for_as_long_as_their_task_lives() -> None:
+    """Nothing of one message's context is there for the next one; after a death the loop is another one."""
+    with WorkerTest(Looping) as worker:
+        first = worker.task
+        for data in (1, 2, "exit", 3):
+            worker.publish(data)
+        assert worker.run() == 4
+        assert len(worker.acked) == 4
+        assert first.done == ["unsaid", "unsaid", "unsaid", "exit", "ended"]
+        second = worker.task
+        assert second is not first
+    assert second.done == ["unsaid", "ended"]
+
+
 class Passing(WorkerTask):
     """Passes each message on: to the next of its own queues, and to somebody else's."""
 
@@ -330,11 +389,12 @@ def test_retries_join_the_end_of_the_queue_in_the_order_of_their_times() -> None
         assert [record.message_id for record in worker.ready] == ["m4", "m2", "m1", "m3"]
 
 
-def test_after_a_death_a_new_task_takes_over_what_was_not_started() -> None:
+@pytest.mark.parametrize("cls", [Obedient, ObedientCoroutine])
+def test_after_a_death_a_new_task_takes_over_what_was_not_started(cls: type[Obedient]) -> None:
     """shutdown() ran in the old one; the others are worked on in order by the new one, which was initialized."""
     told: list[Cause] = []
 
-    class Task(Obedient):
+    class Task(cls):  # type: ignore[valid-type, misc]
         def shutdown(self, message: MessageAdapter, cause: Cause) -> None:
             told.append(cause)
             super().shutdown(message, cause)
@@ -351,9 +411,10 @@ def test_after_a_death_a_new_task_takes_over_what_was_not_started() -> None:
         assert worker.delayed[0].cause == told[0]
 
 
-def test_a_failure_of_the_test_itself_reaches_the_test() -> None:
+@pytest.mark.parametrize("cls", [Obedient, ObedientCoroutine])
+def test_a_failure_of_the_test_itself_reaches_the_test(cls: type[Obedient]) -> None:
     """pytest.fail in a callback is not a death of the worker; its message is as if the worker had gone away."""
-    with WorkerTest(Obedient) as worker:
+    with WorkerTest(cls) as worker:
         worker.publish("fail", message_id="m1")
         with pytest.raises(pytest.fail.Exception, match="the test says no"):
             worker.run()

@@ -106,7 +106,7 @@ class MemoryBroker:
                 self._store.settle(delivery, settlement, self._plan.worker)
             except PublishFailed as error:
                 source.put_back(delivery)
-                cause = Cause(Reason.EXCEPTION, str(error), f"{type(error).__module__}.{type(error).__qualname__}")
+                cause = Cause(Reason.EXCEPTION, str(error), exception="workerkit.Unroutable")
                 self._unpublished.append((delivery, cause))
             else:
                 self._settled.append((delivery, settlement))

@@ -130,7 +130,12 @@ class Redelivery:
         if traits.native:
             for delivery in deliveries:
                 delivery.attempt = attempt_of(delivery.raw_properties) + returns_of(delivery.raw_properties)
-            return deliveries
+            last = self._plan.max_attempts
+            if all(delivery.attempt <= last for delivery in deliveries):
+                return deliveries
+            return [
+                delivery for delivery in deliveries if delivery.attempt <= last or not self._replace(delivery, traits)
+            ]
         for delivery in deliveries:
             if _ATTEMPT in delivery.raw_properties:
                 delivery.attempt = attempt_of(delivery.raw_properties)
@@ -140,7 +145,8 @@ class Redelivery:
 
     def _replace(self, delivery: Delivery, traits: QueueTraits) -> bool:
         """Put a copy in place of a message that has come back too often. False: it has not."""
-        losses = _losses_of(delivery, traits)
+        # A message that fails its last attempt does not come back: what comes after it has lost its worker.
+        losses = delivery.attempt - self._plan.max_attempts if traits.native else _losses_of(delivery, traits)
         about = {"queue": delivery.queue, "message_id": id_of(delivery), "attempt": delivery.attempt, "losses": losses}
         if losses > self._plan.max_losses:
             self._log.error("message.lost_too_often", **about)
