@@ -250,6 +250,7 @@ class RabbitmqWorld(World):
         return [(body, properties.headers or {}) for body, properties in self._rabbit.take_all(queue)]
 
     async def lose(self, peer: Peer, queue: str) -> None:
+        await peer.broker.wanted_elsewhere(queue)  # its answer comes behind what was written before
         self._proxies[peer.broker].cut()
 
     async def take_away(self, peer: Peer, queue: str) -> None:
