@@ -12,7 +12,7 @@ from types import ModuleType
 
 import click
 
-from bench import lifecycle, publishing
+from bench import executors, lifecycle, publishing
 from bench.clients import CLIENTS
 from bench.consuming import QUICK, Outcome, Problem, consume
 from bench.document import Part, document, tables
@@ -25,10 +25,12 @@ from workerkit.testing.rabbitmq import PrivateRabbitmq
 _PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 _ROUNDS = 5
 _CONSUMING_NOTE = """\
-What each client does while it empties a queue that was full before it started. The first scene is the base; each of the
-others changes one thing about it."""
+What each client does while it empties a queue that was full before it started. The first scene is the base; the next
+five change one thing about it each. The last two are about what a client does when it is told nothing, and about
+callbacks that are coroutines."""
 _OTHERS: dict[str, tuple[str, ModuleType]] = {
     "publishing": ("Publishing", publishing),
+    "executors": ("Several executors", executors),
     "lifecycle": ("Start, recovery, memory", lifecycle),
 }
 
@@ -61,8 +63,7 @@ def main(rounds: int, scenes: tuple[str, ...], clients: tuple[str, ...], quick: 
             _tell(f"{name}: {fact}")
         parts = []
         if chosen := [scene for scene in SCENES if not scenes or scene.key in scenes]:
-            present = [client for client in CLIENTS if not clients or client.name in clients]
-            outcome = consume(node, chosen, present, rounds=rounds, share=QUICK if quick else 1.0, tell=_tell)
+            outcome = consume(node, chosen, clients, rounds=rounds, share=QUICK if quick else 1.0, tell=_tell)
             parts.append(Part("Consuming", _CONSUMING_NOTE, outcome))
         for key, (heading, module) in _OTHERS.items():
             if key in scenes or not (scenes or clients):

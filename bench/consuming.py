@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.clients import Absent, Client
+from bench.clients import Absent, Client, clients_of
 from bench.run import Figures, RunFailed, Runner
 from bench.samples import Sample
 from bench.scenes import Scene
@@ -46,7 +46,7 @@ class Outcome:
 def consume(
     node: PrivateRabbitmq,
     scenes: Sequence[Scene],
-    clients: Sequence[Client],
+    names: Sequence[str],
     *,
     rounds: int,
     share: float,
@@ -57,18 +57,19 @@ def consume(
     Args:
         node: the broker.
         scenes: one after the other.
-        clients: within a round each runs once; the next round begins with the second of this one.
+        names: of the clients to measure where they belong; none: all. Within a round each runs once; the next round
+            begins with the second of this one.
         rounds: of each scene.
         share: of the usual number of messages.
         tell: takes a line for each run.
     """
     outcome = Outcome()
-    present = _present(clients, outcome, tell)
-    progress = _Progress(len(scenes) * rounds * len(present))
+    chosen = {scene: _present(clients_of(scene), names, outcome, tell) for scene in scenes}
+    progress = _Progress(rounds * sum(map(len, chosen.values())))
     runner = Runner(node)
     for scene in scenes:
-        order = list(present)
-        rates = {client.name: client.pace * scene.share for client in present}
+        order = chosen[scene]
+        rates = {client.name: client.pace * scene.share for client in order}
         for number in range(1, rounds + 1):
             for client in order:
                 where = f"{scene.name}: round {number}, {client.name}"
@@ -86,16 +87,21 @@ def consume(
     return outcome
 
 
-def _present(clients: Sequence[Client], outcome: Outcome, tell: Callable[[str], None]) -> list[Client]:
-    """Those that can be measured here; the others are noted as absent."""
+def _present(
+    clients: Sequence[Client], names: Sequence[str], outcome: Outcome, tell: Callable[[str], None]
+) -> list[Client]:
+    """Those that are wanted and can be measured here; what cannot be is noted as absent."""
     present = []
     for client in clients:
+        if names and client.name not in names:
+            continue
         try:
             client.program()
             present.append(client)
         except Absent as error:
+            if client.name not in outcome.absent:
+                tell(f"{client.name} is left out: {error}")
             outcome.absent[client.name] = str(error)
-            tell(f"{client.name} is left out: {error}")
     return present
 
 

@@ -36,7 +36,9 @@ runs once, alone, and the next round begins with the next client. For a run
    add one to a counter in shared memory, which the harness reads every 4 ms.
 3. the rate and the CPU are taken without the first and the last 5 % of the messages, or without as many as are
    prefetched if that is more: in between RabbitMQ keeps the prefetch window full. There are too few 1 MB bodies for
-   that; they are measured from the first to the last. CPU is user and system time of all processes of the client, from
+   that; they are measured from the first to the last. With default settings everybody is measured from the first one
+   on, up to the last 5 % or 500: workerkit starts with one message and takes more by and by, and how long that takes
+   belongs to the figure. CPU is user and system time of all processes of the client, from
    the kernel's clocks of those processes. Memory is the highest of samples taken four times a second from the start on.
 4. when the client is idle, it is killed. The queue must then be empty: what was not acknowledged would be in it again.
    And there must have been as many callbacks as messages and, where lines are logged, as many lines. Otherwise the run
@@ -47,7 +49,8 @@ Slow clients get fewer messages, so that each run takes about two seconds; with 
 ## What is fair about it, and what is not
 
 * All clients acknowledge every message, and one callback runs at a time, except in Celery prefork (two processes, one
-  at prefetch 1) and in Taskiq (asyncio tasks, as many as are prefetched; they never wait).
+  at prefetch 1) and in Taskiq (asyncio tasks, as many as are prefetched; they never wait), with default settings, and
+  where it is the point.
 * A workerkit instance is two processes, so it can use two processors where most others use one. CPU per message
   counts both. Its rate profits from the second one as far as the broker leaves it free.
 * workerkit and the C client may acknowledge several finished messages with one frame; workerkit only those that are
@@ -61,6 +64,15 @@ Slow clients get fewer messages, so that each run takes about two seconds; with 
   does not decode it either before the callback wants it.
 * A callback that does nothing is the worst case for a framework. The longer callbacks take, the less of this matters.
 * Messages wait in the queue before the client starts, and nobody publishes meanwhile. Real queues are mostly empty.
+* Default settings are: workerkit `prefetch_count: auto`, one executor · pika, prefetch 1, as its tutorial teaches (told
+  nothing, it takes all that there are) · FastStream, no limit to what is prefetched, one process · Celery, prefork with
+  as many processes as processors, four messages prefetched for each, acknowledged *before* the task runs · Dramatiq, as
+  many processes as processors, eight threads and 16 messages for each · Taskiq, two processes, ten messages for each,
+  arguments parsed by pydantic. Only the log level is not the default: warnings, as everywhere.
+* Where 200 callbacks of 10 ms run at once, nobody can do more than 20,000 messages/s. How close a client comes depends
+  on the broker, too: with as many prefetched as run, each slot waits for the next message. For aio-pika and FastStream
+  that is the only way to limit how many run; workerkit takes some more ahead by default, and "prefetch 200" does not.
+  workerkit runs on uvloop there, as the others do, and without it in the line that says so.
 * workerkit, Celery, Dramatiq and Taskiq declare further queues at their start. Those stay empty.
 """
 

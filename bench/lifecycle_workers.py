@@ -78,6 +78,8 @@ broker: {{url: '{url}'}}
 workers:
   noting: {{task: "idle_workerkit:Noting", queue: {queue}, retry: {{delays: [1h]}}}}
   silent: {{task: "idle_workerkit:Silent", queue: {queue}, prefetch_count: 500}}
+  computing: {{task: "idle_workerkit:Computing", queue: {queue}}}
+  pool: {{task: "idle_workerkit:Computing", queue: {queue}, executors: 4}}
 logging: {{level: warning}}
 """
 
@@ -227,7 +229,7 @@ class Site:
             pause: seconds that each callback works.
             supervised: start it through a supervisord, if its kind needs one to come back from a death.
             number: tells it from others that run at the same time.
-            task: ``noting`` or ``silent``, which workerkit alone has.
+            task: ``noting``, or one of those that workerkit alone has.
         """
         command = [
             self._python,

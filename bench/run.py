@@ -21,10 +21,11 @@ import yaml
 from bench import loader, meter
 from bench.clients import PEERS, Client
 from bench.scenes import Scene
+from bench.venvs import packages_of
+from workerkit.brokers.rabbitmq.topology import derive
 from workerkit.retry import RetryPolicy
 from workerkit.settings.model import QueueSettings
 from workerkit.testing.rabbitmq import PrivateRabbitmq
-from workerkit.brokers.rabbitmq.topology import derive
 
 _QUEUE = "bench"
 _SETPRIV = "/usr/bin/setpriv"  # so that a client does not outlive the benchmark
@@ -87,7 +88,7 @@ class Runner:
         _make_queue(channel, scene)
         loader.load(self._node.port, channel, _QUEUE, message, count)
         if client.log_level:
-            _make_project(folder, self._node.url, scene, client.log_level)
+            _make_project(folder, self._node.url, scene, client)
         output = folder / "output"
         with output.open("wb") as file:
             process = subprocess.Popen(
@@ -100,7 +101,7 @@ class Runner:
                 start_new_session=True,
             )
         try:
-            figures = _watch(process, counts, count, scene.prefetch, output)
+            figures = _watch(process, counts, window(count, scene), count, output)
             _wait_until_idle(process)
             time.sleep(client.last_acks)
         finally:
@@ -117,11 +118,13 @@ class Runner:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("WORKERKIT_", "PYTHON"))}
         return {
             **own,
+            **({"PYTHONPATH": str(packages_of(client.packages))} if client.packages else {}),
             "BENCH_URL": self._node.url,
             "BENCH_PORT": str(self._node.port),
             "BENCH_QUEUE": _QUEUE,
             "BENCH_QUEUE_TYPE": scene.queue_type,
-            "BENCH_PREFETCH": str(scene.prefetch),
+            "BENCH_PREFETCH": str(scene.prefetch or ""),
+            "BENCH_PAUSE": str(scene.pause),
             "BENCH_COUNTS": str(folder / "counts"),
             **client.environment(scene),
         }
@@ -166,19 +169,24 @@ def _check_empty(channel: pika.channel.Channel) -> None:
         raise RunFailed(f"{left} messages were not acknowledged")
 
 
-def window(count: int, prefetch: int) -> tuple[int, int]:
+def window(count: int, scene: Scene) -> tuple[int, int]:
     """How many messages are done when the measurement of a run begins, and when it ends.
 
     In between RabbitMQ keeps the client's prefetch window full, so as many messages are under way at the end as at the
-    beginning. Where there are too few messages for that, everything from the first one on is measured.
+    beginning. Where there are too few messages for that, everything from the first one on is measured. With default
+    settings it always begins with the first one: how long a client takes to get going is part of its defaults.
     """
-    edge = max(round(count * _EDGE), prefetch)
+    edge = max(round(count * _EDGE), scene.window)
+    if scene.prefetch is None:
+        return 1, max(count - edge, count // 2)
     return (edge, count - edge) if 4 * edge <= count else (1, count)
 
 
-def _watch(process: subprocess.Popen[bytes], counts: meter.Counts, count: int, prefetch: int, output: Path) -> Figures:
-    """Wait until the client has done all messages; the figures are of the window."""
-    first, last = window(count, prefetch)
+def _watch(
+    process: subprocess.Popen[bytes], counts: meter.Counts, measured: tuple[int, int], count: int, output: Path
+) -> Figures:
+    """Wait until the client has done all ``count`` messages; the figures are of those between the ``measured`` two."""
+    first, last = measured
     deadline = time.monotonic() + _TIME_LIMIT
     next_memory = 0.0
     peak = 0
@@ -202,10 +210,10 @@ def _watch(process: subprocess.Popen[bytes], counts: meter.Counts, count: int, p
         time.sleep(_POLL)
     assert begin is not None
     assert end is not None
-    measured = end.done - begin.done
-    if not measured:
+    messages = end.done - begin.done
+    if not messages:
         raise RunFailed("all messages were done between two looks: too few for a measurement")
-    return Figures(measured / (end.at - begin.at), (end.used - begin.used) / measured, peak)
+    return Figures(messages / (end.at - begin.at), (end.used - begin.used) / messages, peak)
 
 
 class _Look(NamedTuple):
@@ -237,7 +245,7 @@ def _tail(output: Path) -> str:
     return output.read_bytes()[-1500:].decode("utf-8", "replace")
 
 
-def _make_project(folder: Path, url: str, scene: Scene, log_level: str) -> None:
+def _make_project(folder: Path, url: str, scene: Scene, client: Client) -> None:
     """A project as users have it: a task, and ``config/workerkit.yaml``."""
     workers = folder / "workers"
     workers.mkdir()
@@ -250,12 +258,11 @@ def _make_project(folder: Path, url: str, scene: Scene, log_level: str) -> None:
         "queues": {_QUEUE: {"type": scene.queue_type}},
         "workers": {
             "noop": {
-                "task": "workers.noop:Noop",
+                "task": "workers.noop:Sleeping" if scene.pause else "workers.noop:Noop",
                 "queue": _QUEUE,
-                "instances": 1,
-                "prefetch_count": scene.prefetch,
+                **client.settings(scene),
             }
         },
-        "logging": {"level": log_level, "format": "json"},
+        "logging": {"level": client.log_level, "format": "json"},
     }
     (config / "workerkit.yaml").write_text(yaml.safe_dump(settings), "utf-8")

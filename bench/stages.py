@@ -21,14 +21,19 @@ import pika.spec
 from bench.report import markdown
 from workerkit import MessageAdapter, WorkerTask
 from workerkit.brokers.rabbitmq.frames import FrameSplitter
+from workerkit.brokers.rabbitmq.redelivery import Redelivery
 from workerkit.brokers.rabbitmq.unacked import Unacked
+from workerkit.brokers.rabbitmq.versions import QueueTraits
 from workerkit.settlement import ACK
-from workerkit.worker import copies
-from workerkit.worker.executor import Executor
-from workerkit.worker.link import FrameReader, Page, deliver_frames, unpack_delivery
+from workerkit.worker.custody import Holding
+from workerkit.worker.execution import run_alone
+from workerkit.worker.link import FrameReader, deliver_frames, unpack_delivery
 from workerkit.worker.logs import ConsumerLog
-from workerkit.worker.ports import Delivery
+from workerkit.worker.page import Page
+from workerkit.worker.running import BlockingRunner
 from workerkit.worker.settler import describe
+from workerkit.worker.uplink import Uplink
+from workerkit.worker.window import AutoWindow
 
 BATCH = 100
 _REPEAT = 2000
@@ -84,34 +89,41 @@ def stages() -> dict[str, Callable[[], Any]]:
     """The stages by name, in the order of the path."""
     data = stream()
     splitter = FrameSplitter()
-    splitter.sources[1] = ("jobs", 1)
+    splitter.sources[1] = ("jobs", None)
     splitter.feed(data)
     ((_, deliveries),) = [item for item in splitter.feed(data) if not isinstance(item, bytes)]
-    for delivery in deliveries:
-        delivery.seq = delivery.tag
-    sent = b"".join(deliver_frames(deliveries))
-    reader = FrameReader()
-    frames = reader.feed(sent)
     page, page_fd = Page.create()
     os.close(page_fd)
     ours, _theirs = socket.socketpair()
-    executor = Executor(ours, page)
-    executor._decode, executor._queue = lambda *_: None, "jobs"  # noqa: SLF001 - what run() sets
+    uplink = Uplink(ours, page)
+    runner = BlockingRunner(Task(), ["jobs"], uplink, run_alone)
     page.must_wake()  # the consumer counts as awake: what a wake-up costs is the kernel's part
-    task = Task()
+    holding = Holding(page)
+    holding.add(deliveries, 1)
+    sent = b"".join(deliver_frames(deliveries, {"jobs": 0}))
+    reader = FrameReader()
+    frames = reader.feed(sent)
+    for _, buffer, start, end in frames:
+        runner.deliver(buffer, start, end)  # the page then says of each that it is acknowledged
+    redelivery = object.__new__(Redelivery)  # no connection is needed to look at attempts
     log = ConsumerLog(
         "info", "json", {"worker": "jobs", "instance": "00", "pid": 1}, fd=os.open(os.devnull, os.O_WRONLY)
     )
 
+    sending = Holding(page)
+
     def forward() -> None:
-        inflight: dict[int, Delivery] = {}
-        for delivery in deliveries:
-            inflight[delivery.seq] = delivery
-        deliver_frames(deliveries)
+        sending.add(deliveries, 1)
+        sending._free += [delivery.slot for delivery in deliveries]  # noqa: SLF001 - as if it was over at once
+        deliver_frames(deliveries, {"jobs": 0})
 
     def execute() -> None:
         for _, buffer, start, end in frames:
-            executor._deliver(task, buffer, start, end)  # noqa: SLF001
+            runner.deliver(buffer, start, end)
+
+    def acknowledged() -> None:
+        holding.inflight.update((delivery.seq, delivery) for delivery in deliveries)
+        holding.acknowledged()
 
     def lines() -> None:
         events = [{"outcome": ACK.verb.name, **describe(delivery), "duration_ms": 0.1} for delivery in deliveries]
@@ -119,15 +131,16 @@ def stages() -> dict[str, Callable[[], Any]]:
 
     return {
         "consumer: bytes to deliveries": lambda: splitter.feed(data),
-        "consumer: which attempt it is": lambda: copies.count_attempts(deliveries, native=False),
+        "consumer: which attempt it is": lambda: redelivery.receive(QueueTraits(), deliveries),
         "consumer: in flight, and into one write": forward,
         "executor: frames of the link": lambda: reader.feed(sent),
         "executor: one message out of a frame": lambda: [
-            unpack_delivery(buffer, start, end, "jobs") for _, buffer, start, end in frames
+            unpack_delivery(buffer, start, end, ["jobs"]) for _, buffer, start, end in frames
         ],
         "executor: all of it, with an empty callback": execute,
-        "consumer: acknowledgements found in the page": lambda: page.acknowledged(range(1, BATCH + 1)),
+        "consumer: acknowledgements found in the page": acknowledged,
         "consumer: runs of acknowledgements": settle_alone,
+        "consumer: how many to take ahead": lambda: AutoWindow(1).note(deliveries),
         "consumer: a log line for each": lines,
         "for comparison: pika's decoding of the same bytes": lambda: by_pika(data),
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.clients import WORKERKIT
+from bench import executors
+from bench.clients import AT_500, LOG_LINE_ON, PIKA, PIKA_AT_1, WORKERKIT
 from bench.consuming import CPU, RATE
 from bench.lifecycle import BACKLOG, MEMORY, RECOVERY, START
 from bench.report import Results, markdown, number
@@ -16,7 +17,6 @@ PUBLISHING = "publishing with confirms, quorum, 100 B"
 BACKLOG_SCENE = f"backlog of {BACKLOG:,} messages, 100 B, prefetch 500, PSS"
 
 _SCENES = {scene.key: scene.name for scene in SCENES}
-_PIKA = "pika BlockingConnection"
 _FLAT = 1.1
 
 
@@ -67,26 +67,43 @@ def _growth(results: Results) -> float | None:
 
 
 _BASE = _SCENES["base"]
+_DEFAULTS = _SCENES["defaults"]
+_ASYNC = _SCENES["async"]
 
 TARGETS = (
-    _times(f"throughput, {_BASE}, against {_PIKA}", 4, _BASE, RATE, _PIKA),
+    _times(f"throughput, {_BASE}, against {PIKA}", 4, _BASE, RATE, PIKA),
     _times("the same against C librabbitmq, ack each", 1, _BASE, RATE, "C librabbitmq, ack each"),
     *(
         _times(f"the same against {peer}", 15, _BASE, RATE, peer)
         for peer in ("Celery solo", "Celery prefork", "Dramatiq", "Taskiq", "FastStream")
     ),
-    _times(f"CPU per message, all processes, against {_PIKA}", 0.25, _BASE, CPU, _PIKA, at_least=False),
+    _times(f"CPU per message, all processes, against {PIKA}", 0.25, _BASE, CPU, PIKA, at_least=False),
     _times(
-        f"throughput with the log line on, against {_PIKA} without logging",
+        f"throughput with the log line on, against {PIKA} without logging",
         2,
         _BASE,
         RATE,
-        _PIKA,
-        ours="workerkit, log line on",
+        PIKA,
+        ours=LOG_LINE_ON,
     ),
-    _times(f"throughput at prefetch 1, against {_PIKA}", 1, _SCENES["prefetch-1"], RATE, _PIKA),
-    _times(f"throughput of 1 MB bodies, against {_PIKA}", 1.5, _SCENES["1MB"], RATE, _PIKA),
-    _times(f"publishing with confirms, against {_PIKA}", 8, PUBLISHING, RATE, _PIKA),
+    _times(f"throughput at prefetch 1, against {PIKA}", 1, _SCENES["prefetch-1"], RATE, PIKA),
+    _times(f"throughput of 1 MB bodies, against {PIKA}", 1.5, _SCENES["1MB"], RATE, PIKA),
+    _times(f"throughput with {_DEFAULTS}, against workerkit at prefetch 500", 0.8, _DEFAULTS, RATE, AT_500),
+    _times(f"the same against {PIKA_AT_1}", 15, _DEFAULTS, RATE, PIKA_AT_1),
+    *(
+        _times(f"throughput with {_ASYNC}, against {peer}", bound, _ASYNC, RATE, peer)
+        for peer, bound in (("Taskiq", 4), ("FastStream", 4), ("aio-pika", 2))
+    ),
+    _times(
+        "executors: 4, against four instances: memory",
+        0.65,
+        executors.SCENE,
+        executors.MEMORY,
+        executors.FOUR,
+        at_least=False,
+    ),
+    _times("the same: throughput (5 % is noise)", 0.95, executors.SCENE, executors.RATE, executors.FOUR),
+    _times(f"publishing with confirms, against {PIKA}", 8, PUBLISHING, RATE, PIKA),
     _at_most("executor SIGKILL to the next callback", 0.3, "s", RECOVERY, "s"),
     _at_most("exec to the first callback", 0.5, "s", START, "s"),
     _at_most("PSS of an idle pair", 45, "MiB", MEMORY, "MiB"),

@@ -19,7 +19,8 @@ def python_of(name: str) -> Path:
     Makes the environment if there is none, or if its requirements or Python have changed.
 
     Args:
-        name: ``pika``, ``amqp``, ``aio``, ``celery``, ``dramatiq`` or ``taskiq``, as the files; or ``workerkit``.
+        name: ``pika``, ``amqp``, ``aio``, ``celery``, ``dramatiq``, ``taskiq`` or ``uvloop``, as the files; or
+            ``workerkit``.
 
     Raises:
         subprocess.CalledProcessError: pip could not install; it has said why.
@@ -41,3 +42,9 @@ def python_of(name: str) -> Path:
     subprocess.run([*pip, "-r", str(requirements)], check=True)
     stamp.write_text(wanted, "utf-8")  # last: an interrupted installation starts again
     return python
+
+
+def packages_of(name: str) -> Path:
+    """The folder that holds the packages of an environment; makes it as ``python_of`` does."""
+    (folder,) = python_of(name).parents[1].glob("lib/python3*/site-packages")
+    return folder

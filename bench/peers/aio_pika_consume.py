@@ -6,10 +6,12 @@ import asyncio
 
 import aio_pika
 import uvloop
-from common import PREFETCH, QUEUE, URL, count
+from common import PAUSE, PREFETCH, QUEUE, URL, count
 
 
 async def on_message(message) -> None:
+    if PAUSE:
+        await asyncio.sleep(PAUSE)
     await message.ack()
     count()
 

@@ -16,12 +16,15 @@ app.conf.update(
     task_default_queue=QUEUE,
     task_default_exchange="",
     task_default_routing_key=QUEUE,
-    task_acks_late=True,
-    task_ignore_result=True,
-    worker_prefetch_multiplier=max(1, PREFETCH // int(os.environ.get("BENCH_PROCESSES", "1"))),
-    worker_enable_remote_control=False,
-    broker_heartbeat=0,
 )
+if PREFETCH:
+    app.conf.update(
+        task_acks_late=True,
+        task_ignore_result=True,
+        worker_prefetch_multiplier=max(1, PREFETCH // int(os.environ.get("BENCH_PROCESSES", "1"))),
+        worker_enable_remote_control=False,
+        broker_heartbeat=0,
+    )
 
 
 @app.task(name="noop")

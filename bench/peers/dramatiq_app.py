@@ -6,7 +6,7 @@ import json
 import sys
 
 import dramatiq
-from common import QUEUE, URL, count
+from common import PREFETCH, QUEUE, URL, count, count_in_thread
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 
@@ -20,9 +20,12 @@ class Broker(RabbitmqBroker):
 dramatiq.set_broker(Broker(url=URL))
 
 
+counting = count if PREFETCH else count_in_thread  # one thread, or as many as there are by default
+
+
 @dramatiq.actor(queue_name=QUEUE)
 def noop(_payload) -> None:
-    count()
+    counting()
 
 
 if __name__ == "__main__":

@@ -23,3 +23,14 @@ class Silent(WorkerTask):
 
     def callback(self, message: MessageAdapter) -> None:
         message.ack()
+
+
+class Computing(WorkerTask):
+    """Computes for 5 ms: of processor time, so that waiting for a processor does not count as work."""
+
+    def callback(self, message: MessageAdapter) -> None:
+        os.write(_ledger, b"%d %d\n" % (time.monotonic_ns(), os.getpid()))
+        until = time.process_time_ns() + 5_000_000
+        while time.process_time_ns() < until:
+            pass
+        message.ack()

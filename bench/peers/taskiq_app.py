@@ -6,14 +6,17 @@ import asyncio
 import json
 import sys
 
-from common import PREFETCH, QUEUE, URL, count
+from common import PAUSE, PREFETCH, QUEUE, URL, count
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
 
-broker = AioPikaBroker(URL, qos=PREFETCH, exchange=Exchange("taskiq"), task_queues=[Queue(name=QUEUE, declare=False)])
+options = {"qos": PREFETCH} if PREFETCH else {}
+broker = AioPikaBroker(URL, exchange=Exchange("taskiq"), task_queues=[Queue(name=QUEUE, declare=False)], **options)
 
 
 @broker.task("noop")
 async def noop(_payload: dict) -> None:
+    if PAUSE:
+        await asyncio.sleep(PAUSE)
     count()
 
 

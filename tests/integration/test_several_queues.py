@@ -100,7 +100,7 @@ def test_the_loss_of_one_queue_touches_no_message_of_another(
     rabbit.publish(queues["high"], {"sleep": 1.5})
     eventually(lambda: project.ledger, "a start")
     rabbit.delete(queues["low"])
-    worker.wait_for("conn.lost")
+    worker.wait_for("source.lost")
     eventually(lambda: f"end {queues['high']} False" in project.ledger, "it ends, and is still ours")
     eventually(lambda: rabbit.consumers(queues["low"]) == 1, "the deleted queue is there again, and consumed")
     rabbit.publish(queues["low"], {"n": 2})

@@ -2,12 +2,13 @@
 
 import pytest
 
+from bench.clients import AT_500, PIKA_AT_1, WORKERKIT, clients_of
 from bench.consuming import Outcome, Problem
 from bench.document import Part, tables
 from bench.report import Results, Spread, markdown, more_is_better, number, ratio_text, scene_table, spread_text
 from bench.run import window
 from bench.samples import Sample
-from bench.scenes import SCENES
+from bench.scenes import ASYNC, DEFAULTS, SCENES
 from bench.targets import TARGETS, target_table
 
 RATE = "messages/s"
@@ -124,9 +125,22 @@ def test_what_failed_and_what_is_absent_is_named():
 
 
 def test_a_run_is_measured_while_rabbitmq_keeps_the_prefetch_window_full():
-    assert window(100_000, 500) == (5_000, 95_000)
-    assert window(3_000, 500) == (500, 2_500)
+    assert window(100_000, SCENES[0]) == (5_000, 95_000)
+    assert window(3_000, SCENES[0]) == (500, 2_500)
 
 
 def test_a_run_too_short_for_that_is_measured_from_its_first_message_on():
-    assert window(400, 500) == (1, 400)
+    assert window(400, SCENES[0]) == (1, 400)
+
+
+def test_with_default_settings_the_time_to_get_going_counts():
+    """And nobody is measured while it has fewer messages than the one that takes most ahead."""
+    assert window(100_000, DEFAULTS) == (1, 95_000)
+    assert window(3_000, DEFAULTS) == (1, 2_500)
+    assert window(600, DEFAULTS) == (1, 300)
+
+
+def test_each_scene_has_its_clients_and_workerkit_is_among_them():
+    assert all(WORKERKIT in {client.name for client in clients_of(scene)} for scene in SCENES)
+    assert {AT_500, PIKA_AT_1} < {client.name for client in clients_of(DEFAULTS)}
+    assert "Celery prefork" not in {client.name for client in clients_of(ASYNC)}

@@ -82,6 +82,7 @@ class Consumer:
         self._changed = asyncio.Event()
         self._settler = Settler(broker, log, write_events, self._changed.set)
         self._intake: Intake | None = None
+        self._reasons = {"starting"}  # not to take messages
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._limit_left = options.limit
         self._stop = asyncio.Event()
@@ -148,6 +149,7 @@ class Consumer:
             fixed=prefetch if isinstance(prefetch, int) else None,
             slots=resolved.executors * resolved.concurrency,
             most=self._options.limit,
+            reasons=self._reasons,
             on_open=self._on_open if selector is None else selector.on_open,
             on_failed=self.on_failed,
             log=self._log,
@@ -156,7 +158,7 @@ class Consumer:
         each = max(1, prefetch // resolved.executors) if isinstance(prefetch, int) else 1
         self._pool.ahead = (lambda: each) if auto is None else (lambda: auto.ahead)
         names: dict[str, Any] = {"queue": queues[0]} if len(queues) == 1 else {"queues": resolved.queues}
-        self._intake.allow("starting")
+        self._allow("starting")
         await self._intake.settle_down(_UNHURRIED)
         self._log.info("worker.consuming", **names, prefetch_count=prefetch)
 
@@ -227,16 +229,16 @@ class Consumer:
 
     def pause(self) -> None:
         """Finish the running messages, start no other, hand back what was not started."""
-        if self._intake is not None and "paused" not in self._intake.reasons and not self._stop.is_set():
+        if "paused" not in self._reasons and not self._stop.is_set():
             self._log.info("worker.paused")
-            self._intake.refuse("paused")
-            self._in_background(self._give_back_unstarted(self._intake))
+            self._refuse("paused")
+            self._in_background(self._give_back_unstarted())
 
     def resume(self) -> None:
         """Take messages again after ``pause``."""
-        if self._intake is not None and "paused" in self._intake.reasons and not self._stop.is_set():
+        if "paused" in self._reasons and not self._stop.is_set():
             self._log.info("worker.resumed")
-            self._intake.allow("paused")
+            self._allow("paused")
 
     def reload(self) -> None:
         """Replace the executors, one at a time, by such that load the task anew."""
@@ -252,13 +254,21 @@ class Consumer:
         for stacks in await self._pool.stacks():
             self._log.info("worker.stacks", **stacks)
 
-    async def _give_back_unstarted(self, intake: Intake) -> None:
-        await intake.settle_down(_UNHURRIED)
-        self.on_unstarted(await self._pool.recall())
+    async def _give_back_unstarted(self) -> None:
+        if self._intake is not None:
+            await self._intake.settle_down(_UNHURRIED)
+        if self._reasons:
+            self.on_unstarted(await self._pool.recall())
 
     def _refuse(self, reason: str) -> None:
+        self._reasons.add(reason)
         if self._intake is not None:
-            self._intake.refuse(reason)
+            self._intake.reconcile()
+
+    def _allow(self, reason: str) -> None:
+        self._reasons.discard(reason)
+        if self._intake is not None:
+            self._intake.reconcile()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -281,7 +291,7 @@ class Consumer:
 
     def on_deliveries(self, deliveries: list[Delivery]) -> None:
         """Messages arrived. What comes while there is a reason not to take it, or over the limit, goes back."""
-        if self._intake is None or self._intake.reasons:
+        if self._reasons:
             self._settler.hand_back(deliveries)
             return
         if self._limit_left is not None:
@@ -302,16 +312,15 @@ class Consumer:
         """An executor is ready for messages."""
         if not self._resolved.done():
             self._resolved.set_result(resolved)
-        elif not resolved.same_as(self._resolved.result()):
+        elif not resolved.same_as(self._resolved.result()) and not self._stop.is_set():
             self._log.warning("worker.changed", note="the task's settings are other ones now; restarting")
             self.exit_code = ExitCode.TEMPORARY
             self.stop("the task's settings changed")
-        if self._intake is not None:
-            self._intake.allow("stalled")
+        self._allow("stalled")
 
     def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
         """An executor could not load the task: the end of a start, a nuisance in a worker that ran (a deploy, say)."""
-        if fatal and not self._resolved.done():
+        if fatal and not self._resolved.done() and not self._stop.is_set():
             self._resolved.set_exception(TaskLoadError(text))
         else:
             self._log.error("executor.not_ready", cause=text, **({"stack": trace} if trace else {}))
@@ -342,7 +351,7 @@ class Consumer:
     def on_waiting(self, seconds: float) -> None:
         """What waits for long callbacks should run elsewhere, if there is somebody."""
         intake, now = self._intake, time.monotonic()
-        if intake is None or intake.auto is None or intake.reasons:
+        if intake is None or intake.auto is None or self._reasons:
             return
         intake.note_running(seconds)
         if seconds > _HAND_BACK_AFTER and now - self._asked_elsewhere > _ASK_AGAIN:
@@ -353,11 +362,14 @@ class Consumer:
         """Give back what others could take: the window is small by now, so nothing comes back in its place."""
         queues = self._resolved.result().queues
         wanted = [queue for queue in queues if await self._broker.wanted_elsewhere(queue)]
-        if wanted and not intake.reasons:
+        if wanted and not self._reasons:
             await intake.settle_down(_TELL_TIMEOUT)
             unstarted = await self._pool.recall()
-            self._pool.on_put_back([delivery for delivery in unstarted if delivery.queue not in wanted])
-            self.on_unstarted([delivery for delivery in unstarted if delivery.queue in wanted])
+            # Not a suspect: that it must run alone is known only here.
+            keep = [] if self._reasons else [one for one in unstarted if one.alone or one.queue not in wanted]
+            kept = {id(one) for one in keep}
+            self.on_unstarted([one for one in unstarted if id(one) not in kept])
+            self._pool.on_put_back(keep)
 
     def on_change(self) -> None:
         """Something happened that a drain may be waiting for."""

@@ -28,6 +28,7 @@ class Intake:
         fixed: the window of each source, or None to find one by ``AutoWindow``.
         slots: callbacks that can run at once.
         most: messages after which the worker ends, which no window exceeds.
+        reasons: why nothing is taken at present; added to and taken from here.
         on_open: called with a queue when it begins to be consumed.
         on_failed: called with an error of ours: what the broker hands out is then not known any more.
     """
@@ -40,6 +41,7 @@ class Intake:
         fixed: int | None,
         slots: int,
         most: int | None,
+        reasons: set[str],
         on_open: Callable[[str, float], None],
         on_failed: Callable[[BaseException], None],
         log: FilteringBoundLogger,
@@ -47,6 +49,8 @@ class Intake:
         self._broker = broker
         self._queues = tuple(queues)
         self._fixed = fixed
+        # With several queues, each has something here to choose from though all that runs is of the same one.
+        self._least = 2 * slots if len(queues) > 1 else slots
         self._most = most
         self._on_open = on_open
         self._on_failed = on_failed
@@ -55,19 +59,7 @@ class Intake:
         self._tellers: dict[str, asyncio.Task[None]] = {}
         self._logged = 0
         self.auto = None if fixed is not None else AutoWindow(slots)
-        self.reasons: set[str] = {"starting"}
-        """Why nothing is taken at present."""
-
-    def refuse(self, reason: str) -> None:
-        """Take nothing, for this reason at least."""
-        self.reasons.add(reason)
-        self._reconcile()
-
-    def allow(self, reason: str) -> None:
-        """This reason is none any more."""
-        if reason in self.reasons:
-            self.reasons.discard(reason)
-            self._reconcile()
+        self.reasons = reasons
 
     def note(self, finished: Sequence[Delivery]) -> None:
         """Callbacks have ended."""
@@ -100,10 +92,11 @@ class Intake:
             assert self._fixed is not None
             window = self._fixed
         else:
-            window = _ORDERED_WINDOW if capabilities.ordered else self.auto.window
+            window = _ORDERED_WINDOW if capabilities.ordered else max(self._least, self.auto.window)
         return window if self._most is None else min(window, self._most)
 
-    def _reconcile(self) -> None:
+    def reconcile(self) -> None:
+        """Have the broker told what has changed."""
         for queue in self._queues:
             if queue not in self._tellers and self.window(queue) != self._taken[queue]:
                 self._tellers[queue] = asyncio.create_task(self._tell(queue))
@@ -127,4 +120,4 @@ class Intake:
         if max(window, self._logged) >= _WORTH_A_LINE * max(1, min(window, self._logged)):
             self._log.info("worker.prefetch", prefetch_count=window, was=self._logged or None)
             self._logged = window
-        self._reconcile()
+        self.reconcile()

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +20,7 @@ from workerkit.worker.attribution import Verdict, attribute
 from workerkit.worker.child import Child, ChildEvents, Exit
 from workerkit.worker.custody import Holding
 from workerkit.worker.deaths import classify, timed_out
+from workerkit.worker.events import LifeEvents
 from workerkit.worker.link import (
     Aftermath,
     Dying,
@@ -50,37 +51,6 @@ BLOCKED_AFTER = 1.0
 """Seconds for which a coroutine may keep the event loop to itself before it is named in the log."""
 _LOOK_OFTEN, _LOOK_SELDOM = 0.1, 5.0
 """Seconds between looks at the page: while something waits behind what runs, and at most, while anything is there."""
-
-
-class LifeEvents(Protocol):
-    """What the pool is told by one executor."""
-
-    def on_ready(self, life: Life, resolved: Resolved) -> None:
-        """It has loaded the task."""
-
-    def on_load_failed(self, life: Life, text: str, trace: str, *, mendable: bool) -> None:
-        """It could not load the task; ``mendable``: for a reason that may pass."""
-
-    def on_acknowledged(self, life: Life, finished: list[Delivery]) -> None:
-        """The task has acknowledged these."""
-
-    def on_outcome(self, life: Life, delivery: Delivery, outcome: Outcome, aftermath: Aftermath | None) -> None:
-        """The task has decided about one, in its callback or, with ``aftermath``, in its ``shutdown``."""
-
-    def on_handed_back(self, deliveries: list[Delivery]) -> None:
-        """These were taken back in the instant in which they were about to begin."""
-
-    def on_look(self, life: Life, seconds: float) -> bool:
-        """A look at its page: a callback has been running for so long. True: something waits for it to end."""
-
-    def on_congested(self, congested: bool) -> None:
-        """An executor takes its messages more slowly than they come; or no longer."""
-
-    def on_line(self, line: bytes) -> None:
-        """A finished log line."""
-
-    def on_gone(self, life: Life, end: End) -> None:
-        """It is gone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ import contextlib
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from workerkit.ports import Delivery
 from workerkit.worker.child import Child, ChildEvents
 from workerkit.worker.custody import Waiting
+from workerkit.worker.events import PoolEvents
 from workerkit.worker.life import Life
 from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.page import SLOTS
@@ -32,40 +33,6 @@ _BEHIND = 0.1
 _MEMORY_INTERVAL = 0.5
 """Seconds between looks at the memory of an executor that works."""
 _PAGE_SIZE = 4096
-
-
-class PoolEvents(Protocol):
-    """What the consumer is told."""
-
-    def on_ready(self, resolved: Resolved) -> None:
-        """An executor is ready for messages."""
-
-    def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
-        """An executor could not load the task. Fatal: the first one, for a reason that trying again cannot mend."""
-
-    def on_unstarted(self, deliveries: list[Delivery]) -> None:
-        """These were not started and will not be."""
-
-    def on_finished(self, finished: list[Delivery]) -> None:
-        """The callbacks of these have ended; they are settled."""
-
-    def on_waiting(self, seconds: float) -> None:
-        """Deliveries wait here while every executor is busy, one with a callback that has been running for so long."""
-
-    def on_stalled(self) -> None:
-        """No executor gets ready at present."""
-
-    def on_congested(self, congested: bool) -> None:
-        """An executor takes its messages more slowly than they come; or no longer."""
-
-    def on_executor_lost(self) -> None:
-        """The executor is gone and there can be no other one (``--inline``)."""
-
-    def on_line(self, line: bytes) -> None:
-        """A finished log line from an executor."""
-
-    def on_change(self) -> None:
-        """Something that somebody may be waiting for has happened."""
 
 
 class Pool:
@@ -127,7 +94,7 @@ class Pool:
             for delivery in deliveries:
                 delivery.alone = must_run_alone(delivery)
         if self._selector is not None:
-            self._selector.on_open(deliveries[0].queue, time.monotonic())
+            self._selector.on_arrival(deliveries[0].queue, time.monotonic())
         self._waiting.add(deliveries)
         self.dispatch()
         self._watch_what_is_waited_for()
@@ -361,6 +328,10 @@ class Pool:
         """Callbacks have ended."""
         if finished:
             self._events.on_finished(finished)
+            if self._selector is not None:
+                now = time.monotonic()
+                for queue in {delivery.queue for delivery in finished}:
+                    self._selector.on_open(queue, now)
         if self._resolved is not None and self._resolved.recycle_memory is not None:
             self._see_to_memory(seat)
         if self._resolved is not None and self._resolved.max_messages is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from workerkit import headers
 from workerkit.errors import ExitCode
 from workerkit.ports import Delivery
 from workerkit.settlement import Cause, Outcome, Verb
 from workerkit.worker.child import Child, ChildEvents
+from workerkit.worker.events import SeatEvents
 from workerkit.worker.life import End, Life
 from workerkit.worker.link import Aftermath
 from workerkit.worker.loading import Resolved, Spec
@@ -32,46 +33,6 @@ START_PATIENCE = 30.0
 def must_run_alone(delivery: Delivery) -> bool:
     """Whether it has killed a process, in an attempt before, in which it ran alone."""
     return _ALONE in delivery.raw_properties
-
-
-class SeatEvents(Protocol):
-    """What the pool is told."""
-
-    ending: bool
-    """No other executor is to be started."""
-
-    def number(self, count: int) -> int:
-        """The first of so many new numbers for deliveries."""
-
-    def on_ready(self, seat: Seat, resolved: Resolved) -> None:
-        """Its executor is ready for messages."""
-
-    def on_not_ready(self, seat: Seat) -> None:
-        """Its executor did not start, or does not load the task in time."""
-
-    def on_load_failed(self, text: str, trace: str, *, mendable: bool) -> None:
-        """Its executor could not load the task."""
-
-    def on_finished(self, seat: Seat, finished: list[Delivery]) -> None:
-        """The callbacks of these have ended; they are settled."""
-
-    def on_put_back(self, deliveries: list[Delivery]) -> None:
-        """These are to run in another executor: that which had them is gone and it was not their doing."""
-
-    def on_unstarted(self, deliveries: list[Delivery]) -> None:
-        """These were not started and will not be."""
-
-    def on_look(self, seat: Seat, seconds: float) -> bool:
-        """A callback has been running for so long. True: something waits for it to end."""
-
-    def on_congested(self, congested: bool) -> None:
-        """An executor takes its messages more slowly than they come; or no longer."""
-
-    def on_line(self, line: bytes) -> None:
-        """A finished log line."""
-
-    def on_gone(self, seat: Seat) -> None:
-        """Its executor is gone."""
 
 
 class Seat:
@@ -247,10 +208,11 @@ class Seat:
             self._settle_by_default(delivery, aftermath, suspect=seq in self._suspected)
         self._suspected.clear()
         left = list(life.holding.inflight.values())
+        self.alone.extendleft(delivery for delivery in left if delivery.alone and not delivery.lost)  # one at most
         planned = life.leaving or self._events.ending
         if not (planned and end.status.code in (ExitCode.OK, ExitCode.CONFIGURATION)):
             self._log_exit(life, end, blamed)
-        self._events.on_put_back(left)
+        self._events.on_put_back([delivery for delivery in left if delivery.lost or not delivery.alone])
         if not end.was_ready:
             self._give_up_waiting()
         if self._events.ending:
@@ -289,7 +251,7 @@ class Seat:
         settled = None if unsettled else life.holding.verbs.get(seq)
         if delivery is None or not (unsettled or settled):
             return None  # it began in the instant in which it was taken away
-        suspect = suspect and unsettled and not delivery.lost
+        suspect = suspect and unsettled
         delivery.alone = delivery.alone or suspect
         self._aftermaths.append((delivery, Aftermath(cause, settled), suspect))
         return delivery

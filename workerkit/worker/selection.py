@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -31,7 +32,10 @@ class Selector(Protocol):
         """The queue whose next message is to run; None to wait for ``DRY`` seconds at most. ``now`` is monotonic."""
 
     def on_open(self, queue: str, now: float) -> None:
-        """The queue is consumed from now on, or has just sent something."""
+        """The queue may send something: it is consumed from now on, or has room for more again."""
+
+    def on_arrival(self, queue: str, now: float) -> None:
+        """Messages of the queue have arrived."""
 
 
 class Weighted:
@@ -57,6 +61,8 @@ class Weighted:
     def on_open(self, queue: str, now: float) -> None:
         """Nothing depends on it."""
 
+    on_arrival = on_open
+
 
 class Strict:
     """The highest weight first; a lower queue only when every higher one is empty.
@@ -69,32 +75,36 @@ class Strict:
     def __init__(self, weights: Mapping[str, int], starve_after: float | None) -> None:
         self._order = sorted(weights, key=weights.__getitem__, reverse=True)
         self._starve_after = starve_after
-        self._served = dict.fromkeys(weights, 0.0)
-        self._sent = dict.fromkeys(weights, 0.0)
+        self._since: dict[str, float] = {}  # which its message has been waiting that is next
+        self._sent = dict.fromkeys(weights, math.inf)  # until it is consumed nobody knows what it has
 
     def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
-        chosen: str | None = None
+        chosen = starving = None
         held = False
         for queue in self._order:
             if queue not in waiting:
-                self._served[queue] = now
+                self._since.pop(queue, None)
                 # Its next message may be on its way: what is lower must not start before that.
                 held = held or (chosen is None and now - self._sent[queue] < DRY)
-            elif self._starve_after is not None and now - self._served[queue] > self._starve_after:
-                chosen, held = queue, False
-                break
-            elif chosen is None:
+                continue
+            waits = now - self._since.setdefault(queue, now)
+            if starving is None and self._starve_after is not None and waits > self._starve_after:
+                starving = queue
+            if chosen is None and not held:
                 chosen = queue
-                if held:
-                    break
-        if held or chosen is None:
-            return None
-        self._served[chosen] = now
+        chosen = starving or chosen
+        if chosen is not None:
+            self._since[chosen] = now
+            if waiting[chosen] == 1:
+                del self._since[chosen]  # nothing of it waits any more
         return chosen
 
     def on_open(self, queue: str, now: float) -> None:
         self._sent[queue] = now
-        self._served[queue] = self._served[queue] or now
+
+    def on_arrival(self, queue: str, now: float) -> None:
+        self._sent[queue] = now
+        self._since.setdefault(queue, now)
 
 
 class Custom:
@@ -119,6 +129,8 @@ class Custom:
 
     def on_open(self, queue: str, now: float) -> None:
         """Nothing depends on it."""
+
+    on_arrival = on_open
 
 
 def make_selector(select: str, weights: Mapping[str, int], starve_after: float | None, report: Any) -> Selector:

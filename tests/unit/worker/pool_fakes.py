@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -55,6 +55,15 @@ def make_delivery(tag: int = 1, headers: dict[str, Any] | None = None, **changes
     return Delivery(**{**facts, "raw_properties": properties, "body": b"%d" % tag, "tag": tag, **changes})
 
 
+class Sent(NamedTuple):
+    """A message that an executor was sent."""
+
+    tag: int
+    slot: int
+    seq: int
+    aftermath: Aftermath | None
+
+
 class FakeChild:
     """The executor's side of the link and the page, moved by hand. Tests name messages by their tags."""
 
@@ -68,8 +77,7 @@ class FakeChild:
         self.pid = pid
         self.queues: Sequence[str] = ("jobs",)
         self.kinds: list[Kind] = []
-        self.delivered: list[int] = []
-        self.aftermaths: list[tuple[int, Aftermath]] = []
+        self.inbox: list[Sent] = []
         self.cancelled: list[int] = []
         self.places: dict[int, tuple[int, int]] = {}
         """Slot and number of each message, by tag."""
@@ -86,12 +94,10 @@ class FakeChild:
             self.kinds.append(Kind(kind))
             if kind == Kind.DELIVER:
                 seq, slot, message = unpack_delivery(data, start, end, self.queues)
-                self.delivered.append(int(message.body))
-                self.places[int(message.body)] = slot, seq
+                self._receive(Sent(int(message.body), slot, seq, None))
             elif kind == Kind.AFTERMATH:
                 seq, slot, message, aftermath = unpack_aftermath(data[start:end], self.queues)
-                self.aftermaths.append((int(message.body), aftermath))
-                self.places[int(message.body)] = slot, seq
+                self._receive(Sent(int(message.body), slot, seq, aftermath))
             elif kind == Kind.CANCEL:
                 seqs = {seq: tag for tag, (_, seq) in self.places.items()}
                 self.cancelled.append(seqs[unpack_seq(data, start)])
@@ -116,7 +122,21 @@ class FakeChild:
         await self.answer_stacks.wait()
         return "the stacks"
 
+    def _receive(self, sent: Sent) -> None:
+        self.inbox.append(sent)
+        self.places[sent.tag] = sent.slot, sent.seq
+
     # ---- what the test makes it do
+
+    @property
+    def delivered(self) -> list[int]:
+        """Tags of the messages whose callback it was to run, in order."""
+        return [sent.tag for sent in self.inbox if sent.aftermath is None]
+
+    @property
+    def aftermaths(self) -> list[tuple[int, Aftermath]]:
+        """Tags of the messages whose shutdown() it was to run, and what it was told."""
+        return [(sent.tag, sent.aftermath) for sent in self.inbox if sent.aftermath is not None]
 
     def say(self, *frames: bytes) -> None:
         """Send frames, and have them read at once."""
@@ -295,7 +315,7 @@ class Stage:
 
     async def next_child(self) -> FakeChild:
         """Wait for the executor after one that died."""
-        while self.child.closed:
+        while sum(not child.closed for child in self.children) < len(self.pool._seats):
             self._started.clear()
             await self._started.wait()
         return self.child

@@ -54,7 +54,7 @@ def test_acknowledgements_stand_in_the_page_and_other_verbs_come_as_frames(peer:
     assert peer.outcome(nacked).cause == Cause(Reason.NACKED, "nack() was called")
     assert peer.outcome(released) == RELEASE
     assert peer.outcome(retried).verb is Verb.RETRY
-    assert peer.running() == []
+    peer.until(lambda: peer.running() == [])
 
 
 def test_a_message_knows_its_queue_and_so_does_its_log(peer: Peer) -> None:

@@ -48,7 +48,7 @@ class Jobs(WorkerTask):
             await self.gate.wait()
             message.ack()
         finally:
-            self.logger.info("finally", gate=self.gate.is_set())
+            os.mkdir(os.environ["GO_ON"] + "-finally")  # also seen when it runs while the interpreter is taken apart
 
     async def open(self, message):
         self.gate.set()
@@ -130,15 +130,20 @@ class Jobs(WorkerTask):
             message.nack()
             return
         message.publish("next", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        self.logger.info("the child is gone")
+        await self.gate.wait()
         message.ack()
 
     async def fork_and_wait(self, message):
         await asyncio.sleep(0)
         child = os.fork()
         if child == 0:
-            await asyncio.sleep(0)
-            message.nack()
+            await self.gate.wait()
         message.publish("next", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        message.ack()
+
+    async def break_(self, message):
+        message._handle = None
         message.ack()
 
     async def bind(self, message):
@@ -148,6 +153,13 @@ class Jobs(WorkerTask):
     async def stop_the_loop(self, message):
         asyncio.get_running_loop().stop()
         message.ack()
+
+    async def spin(self, message):
+        pid = os.getpid()
+        while True:
+            await asyncio.sleep(0)
+            if os.getpid() != pid:
+                os.mkdir(os.environ["GO_ON"] + "-spun")
 
     async def log(self, message):
         structlog.contextvars.bind_contextvars(mine=message.message_id)
@@ -223,7 +235,7 @@ def test_each_verb_comes_from_a_coroutine_as_from_a_function(peer: Peer) -> None
     peer.until(lambda: peer.running() == [])
 
 
-def test_a_cancelled_callback_has_timed_out_and_its_finally_blocks_ran(peer: Peer) -> None:
+def test_a_cancelled_callback_has_timed_out_and_its_finally_blocks_ran(peer: Peer, tmp_path: Path) -> None:
     """The cause shows where it was waiting; the others go on."""
     first, second = peer.deliver("wait", "wait")
     peer.until(lambda: peer.running() == [first, second])
@@ -234,7 +246,8 @@ def test_a_cancelled_callback_has_timed_out_and_its_finally_blocks_ran(peer: Pee
         "the callback ran longer than its limit and was cancelled",
     )
     assert "await self.gate.wait()" in cause.traceback
-    assert peer.event("finally")["message_id"] == "m1"
+    assert (tmp_path / "go-on-finally").exists()
+    (tmp_path / "go-on-finally").rmdir()
     peer.deliver("open")
     peer.until(lambda: second in peer.acknowledged())
 
@@ -287,8 +300,10 @@ def test_what_was_voided_before_it_began_is_not_started(peer: Peer) -> None:
     peer.page.void(peer.sent[voided].slot, voided)
     peer.cancel(running[0])
     peer.until(lambda: last in peer.acknowledged())
+    peer.outcome(*peer.deliver("nack"))
     assert voided not in peer.acknowledged()
     assert voided not in peer.settled
+    assert peer.page.is_over(peer.sent[voided])
 
 
 def test_a_message_that_is_lost_says_so(peer: Peer) -> None:
@@ -310,7 +325,7 @@ def test_a_message_that_is_lost_says_so(peer: Peer) -> None:
     ],
 )
 def test_what_ends_the_interpreter_names_its_message_and_the_others_stand_still(
-    what: str, reason: Reason, code: int, start
+    what: str, reason: Reason, code: int, start, tmp_path: Path
 ) -> None:
     """Shutdown runs for the one to blame. Of the others, whose wait is over meanwhile, not a line runs any more."""
     peer = start("OpensTheGateAtDeath")
@@ -323,7 +338,7 @@ def test_what_ends_the_interpreter_names_its_message_and_the_others_stand_still(
     assert peer.exit_code() == code
     assert peer.event("shutdown over")["frozen_ran"]
     assert {line["message_id"] for line in peer.log if line["event"].startswith("shutdown")} == {"m3"}
-    assert [line for line in peer.log if line["event"] == "finally"] == []
+    assert not (tmp_path / "go-on-finally").exists()
     assert peer.acknowledged() == set()
     assert {first, second} <= set(peer.running())
 
@@ -336,14 +351,22 @@ def test_a_kill_leaves_the_page_telling_which_ran(peer: Peer) -> None:
     assert peer.acknowledged() == {done}
 
 
-@pytest.mark.parametrize("what", ["fork", "fork_and_wait"])
-def test_a_child_that_a_coroutine_forked_does_not_go_on_as_the_executor(what: str, peer: Peer) -> None:
-    """It ends when its step does; the loop, the page and the link are its parent's."""
-    waiting, forking, after = peer.deliver("wait", what, "ack")
-    assert [message.body for message in peer.outcome(forking).publish] == [b"0"]
+def test_a_child_that_comes_back_from_a_coroutine_does_not_go_on_as_the_executor(peer: Peer) -> None:
+    """The next message is not its business; the page and the link are its parent's."""
+    first, second, forking, after = peer.deliver("wait", "wait", "fork", "ack")
+    peer.event("the child is gone")
+    assert peer.running() == [first, second, forking]
+    peer.cancel(first)
     peer.until(lambda: after in peer.acknowledged())
-    peer.until(lambda: peer.running() == [waiting])
-    peer.until(lambda: peer.page.last_beat[1] == 0)
+    peer.deliver("open")
+    assert [message.body for message in peer.outcome(forking).publish] == [b"0"]
+
+
+def test_a_child_that_awaits_something_ends_there(peer: Peer, tmp_path: Path) -> None:
+    """The loop is its parent's, and so are all other callbacks on it."""
+    _, forking = peer.deliver("spin", "fork_and_wait")
+    assert [message.body for message in peer.outcome(forking).publish] == [b"0"]
+    assert not (tmp_path / "go-on-spun").exists()
 
 
 def test_log_lines_carry_the_message_they_belong_to(peer: Peer) -> None:
@@ -365,7 +388,7 @@ def test_what_one_message_has_bound_to_its_log_is_not_in_the_next_ones(start) ->
     peer.until(lambda: len(peer.acknowledged()) == 2)
 
 
-def test_an_interrupt_while_no_callback_has_the_loop_is_nobodys_doing(peer: Peer) -> None:
+def test_an_interrupt_while_no_callback_has_the_loop_is_nobodys_doing(peer: Peer, tmp_path: Path) -> None:
     """The consumer decides what it means for those that were waiting for something."""
     (seq,) = peer.deliver("wait")
     peer.event("began")
@@ -376,13 +399,22 @@ def test_an_interrupt_while_no_callback_has_the_loop_is_nobodys_doing(peer: Peer
     assert (dying.seq, dying.cause.reason) == (None, Reason.SIGNAL)
     assert peer.exit_code() == 130
     assert peer.running() == [seq]
-    assert [line for line in peer.log if line["event"] == "finally"] == []
+    assert not (tmp_path / "go-on-finally").exists()
 
 
 def test_a_callback_that_stops_the_loop_does_not_stop_the_worker(peer: Peer) -> None:
     """It is started again."""
-    first, second = peer.deliver("stop_the_loop", "ack")
-    peer.until(lambda: {first, second} == peer.acknowledged())
+    (first,) = peer.deliver("stop_the_loop")
+    peer.until(lambda: peer.acknowledged() == {first} and peer.running() == [])
+    (second,) = peer.deliver("ack")
+    peer.until(lambda: peer.acknowledged() == {first, second})
+
+
+def test_an_error_of_the_workers_own_ends_the_executor(peer: Peer) -> None:
+    """Asyncio would keep it in the task, and the message in its slot for ever."""
+    (seq,) = peer.deliver("break_")
+    assert peer.exit_code() == 1
+    assert peer.running() == [seq]
 
 
 def test_a_background_task_of_initialize_is_ended_with_the_executor(peer: Peer) -> None:

@@ -485,7 +485,7 @@ class TestEndAndStart:
         assert await stage.pool.stacks() == [{"note": "the executor is being replaced"}]
 
     async def test_a_start_that_takes_too_long_keeps_no_messages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An initialize() that hangs, or loads for minutes, holds neither what waits nor what its predecessor died of."""
+        """An initialize() that hangs holds neither what waits nor what its predecessor died of."""
         monkeypatch.setattr(seat_module, "START_PATIENCE", 0.01)
         stage = Stage()
         executor = stage.ready(1, 2)

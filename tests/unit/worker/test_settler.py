@@ -1,52 +1,48 @@
-"""From outcomes to calls of the broker, and one log line about each."""
+"""From outcomes to what the broker is told, and one log line about each when it has it."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from keeper_fakes import make_delivery, make_log
+from pool_fakes import make_delivery, make_log
 
 from workerkit import Cause, Properties, Reason, RetryPolicy
+from workerkit.headers import RELEASES
+from workerkit.outgoing import Outgoing
+from workerkit.ports import Settled
 from workerkit.properties import encode
-from workerkit.settlement import ACK, RELEASE, Outcome, RetryLater, Verb
-from workerkit.worker.ports import Delivery
+from workerkit.settlement import (
+    ACK,
+    ACKNOWLEDGE,
+    HAND_BACK,
+    RELEASE,
+    Acknowledge,
+    DeadLetter,
+    Outcome,
+    Release,
+    RetryLater,
+    Settlement,
+    Verb,
+)
 from workerkit.worker.settler import Settler, describe
 
 FAILED = Cause(Reason.EXCEPTION, "no such file", "FileNotFoundError", "Traceback …")
+NACK = Outcome(Verb.NACK, cause=FAILED)
 
 
 class FakeBroker:
-    """Writes down what it is told; a publish is confirmed when the test says so."""
+    """Writes down what it is told."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.confirmed = asyncio.Event()
-        self.error: Exception | None = None
-        self.channel_is_there = True
+        self.batches: list[list[Settled]] = []
 
-    def holds(self, delivery: Delivery) -> bool:
-        return self.channel_is_there
+    def settle(self, batch: Sequence[Settled]) -> None:
+        self.batches.append(list(batch))
 
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
-        self.calls.append(("ack", [delivery.tag for delivery in deliveries]))
-
-    def release(self, deliveries: Sequence[Delivery]) -> None:
-        self.calls.append(("release", [delivery.tag for delivery in deliveries]))
-
-    async def retry(self, delivery: Delivery, later: RetryLater) -> bool:
-        await self._publish("retry", delivery.tag, later)
-        return self.channel_is_there
-
-    async def dead_letter(self, delivery: Delivery, cause: Cause) -> bool:
-        await self._publish("dead", delivery.tag, cause)
-        return self.channel_is_there
-
-    async def _publish(self, *call: Any) -> None:
-        self.calls.append(call)
-        if self.error is not None:
-            raise self.error
-        await self.confirmed.wait()
+    @property
+    def told(self) -> list[list[tuple[int, Settlement]]]:
+        return [[(delivery.tag, settlement) for delivery, settlement in batch] for batch in self.batches]
 
 
 class Scene:
@@ -54,22 +50,27 @@ class Scene:
         self.broker = FakeBroker()
         self.log, self.logs = make_log()
         self.changed = asyncio.Event()
-        self.failures: list[BaseException] = []
         self.settler = self.make_settler(self.log)
         self.settler.policy = RetryPolicy(3, (7.0,))
 
     def make_settler(self, log: Any) -> Settler:
-        return Settler(self.broker, log, self.write_events, self.changed.set, self.failures.append)  # type: ignore[arg-type]
+        return Settler(self.broker, log, self.write_events, self.changed.set)  # type: ignore[arg-type]
 
     def write_events(self, level: str, event: str, events: list[dict[str, Any]]) -> None:
         self.logs += [{"event": event, "log_level": level, **about} for about in events]
 
+    def answer(self) -> None:
+        """The broker has the oldest batch."""
+        self.settler.on_settled(self.broker.batches.pop(0))
 
-async def test_acknowledgements_go_together() -> None:
-    """One call for all that was finished meanwhile, and one line about each."""
+
+def test_acknowledgements_go_together() -> None:
+    """One call for all that was finished meanwhile, and one line about each when the broker has them."""
     scene = Scene()
-    scene.settler.acknowledge([(make_delivery(tag), 1_500_000) for tag in (1, 2, 3)])
-    assert scene.broker.calls == [("ack", [1, 2, 3])]
+    scene.settler.acknowledge([make_delivery(tag, duration_ns=1_500_000) for tag in (1, 2, 3)])
+    assert scene.broker.told == [[(tag, ACKNOWLEDGE) for tag in (1, 2, 3)]]
+    assert scene.logs == []
+    scene.answer()
     assert [line["delivery_tag"] for line in scene.logs] == [1, 2, 3]
     assert scene.logs[0] == {
         "event": "message.settled",
@@ -84,25 +85,48 @@ async def test_acknowledgements_go_together() -> None:
     }
 
 
-async def test_a_release_goes_out_at_once() -> None:
-    """Another worker may have it now."""
+def test_an_acknowledgement_takes_along_what_is_published_with_it() -> None:
+    """It is one settlement for the broker, and one line as any other."""
     scene = Scene()
-    scene.settler.settle(make_delivery(4), RELEASE, 0)
-    scene.settler.release([])
-    assert scene.broker.calls == [("release", [4])]
-    assert scene.logs[0]["outcome"] == "released"
+    outgoing = Outgoing("", "next", b"", b"{}", None)
+    scene.settler.settle(make_delivery(1), Outcome(Verb.ACK, publish=(outgoing,)))
+    assert scene.broker.told == [[(1, Acknowledge((outgoing,)))]]
+    scene.answer()
+    assert [line["outcome"] for line in scene.logs] == ["acked"]
 
 
-async def test_a_failed_attempt_is_retried_and_busy_until_the_broker_has_the_copy() -> None:
-    """The line is written after the confirm: a line that says `retried` is true."""
+def test_a_release_counts_and_waits_longer_each_time() -> None:
+    """The first at once; the line says what the delay is."""
     scene = Scene()
-    scene.settler.settle(make_delivery(1), Outcome(Verb.NACK, cause=FAILED), 0)
+    scene.settler.settle(make_delivery(4), RELEASE)
+    scene.settler.settle(make_delivery(5, headers={RELEASES: 3}), RELEASE)
+    assert scene.broker.told == [[(4, Release(0.0, 1))], [(5, Release(8.0, 4))]]
+    scene.answer()
+    scene.answer()
+    assert [(line["outcome"], line.get("delay")) for line in scene.logs] == [("released", None), ("released", 8.0)]
+
+
+def test_what_nobody_has_started_is_handed_back_without_a_line() -> None:
+    """It is no news of that message."""
+    scene = Scene()
+    scene.settler.hand_back([make_delivery(1), make_delivery(2)])
+    scene.settler.hand_back([])
+    assert scene.broker.told == [[(1, HAND_BACK), (2, HAND_BACK)]]
     assert scene.settler.busy
-    await asyncio.sleep(0)
-    assert scene.broker.calls == [("retry", 1, RetryLater(7.0, 2, explicit=False))]
+    scene.answer()
+    assert not scene.settler.busy
     assert scene.logs == []
-    scene.broker.confirmed.set()
-    await scene.changed.wait()
+
+
+def test_a_failed_attempt_is_retried_and_busy_until_the_broker_has_the_copy() -> None:
+    """The line is written then: a line that says `retried` is true."""
+    scene = Scene()
+    scene.settler.settle(make_delivery(1), NACK)
+    assert scene.settler.busy
+    assert scene.broker.told == [[(1, RetryLater(7.0, 2, explicit=False, cause=FAILED))]]
+    assert scene.logs == []
+    scene.answer()
+    assert scene.changed.is_set()
     assert not scene.settler.busy
     line = scene.logs[0]
     assert (line["outcome"], line["log_level"], line["delay"]) == ("retried", "warning", 7.0)
@@ -110,44 +134,57 @@ async def test_a_failed_attempt_is_retried_and_busy_until_the_broker_has_the_cop
     assert line["stack"] == "Traceback …"
 
 
-async def test_the_last_attempt_becomes_a_dead_letter_at_error() -> None:
+def test_one_that_must_run_alone_says_so_on_its_copy() -> None:
+    """Whoever gets it next must know."""
+    scene = Scene()
+    scene.settler.settle(make_delivery(1, alone=True), NACK)
+    assert scene.broker.told == [[(1, RetryLater(7.0, 2, explicit=False, cause=FAILED, alone=True))]]
+
+
+def test_the_last_attempt_becomes_a_dead_letter_at_error() -> None:
     """With the cause of that last attempt."""
     scene = Scene()
-    scene.broker.confirmed.set()
-    scene.settler.settle(make_delivery(1, attempt=3), Outcome(Verb.NACK, cause=FAILED), 0)
-    await scene.changed.wait()
-    assert scene.broker.calls == [("dead", 1, FAILED)]
+    scene.settler.settle(make_delivery(1, attempt=3), NACK)
+    assert scene.broker.told == [[(1, DeadLetter(FAILED))]]
+    scene.answer()
     assert (scene.logs[0]["outcome"], scene.logs[0]["log_level"]) == ("dead-lettered", "error")
 
 
-async def test_an_error_of_ours_in_a_settlement_is_reported() -> None:
-    """The message is unsettled and only a restart hands it back: that must not pass in silence."""
+def test_what_was_settled_too_late_is_dropped_with_one_line_and_not_reported_as_settled() -> None:
+    """It is the broker's again: a line that says `acked` would not be true."""
     scene = Scene()
-    scene.broker.error = RuntimeError("a bug")
-    scene.settler.settle(make_delivery(1), Outcome(Verb.NACK, cause=FAILED), 0)
-    await scene.changed.wait()
-    assert scene.failures == [scene.broker.error]
-    assert scene.logs == []
-
-
-async def test_abandoning_stops_the_wait_and_is_no_error() -> None:
-    """At the deadline of a stop the originals go back instead."""
-    scene = Scene()
-    scene.settler.settle(make_delivery(1), Outcome(Verb.NACK, cause=FAILED), 0)
-    await asyncio.sleep(0)
-    scene.settler.abandon()
-    await scene.changed.wait()
+    scene.settler.acknowledge([make_delivery(1), make_delivery(2)])
+    scene.settler.settle(make_delivery(3), NACK)
+    scene.settler.on_dropped([delivery for delivery, _ in scene.broker.batches[0]], "the channel is gone")
+    scene.settler.on_dropped([scene.broker.batches[1][0][0]], "the channel is gone")
     assert not scene.settler.busy
-    assert scene.failures == []
-    assert scene.logs == []
+    assert scene.changed.is_set()
+    assert [line["event"] for line in scene.logs] == ["settle.dropped", "settle.dropped"]
+    assert (scene.logs[0]["messages"], scene.logs[0]["why"]) == (2, "the channel is gone")
+    assert scene.logs[1]["message_id"] == "m3"
 
 
-async def test_at_warning_level_no_line_is_made_for_an_acknowledgement() -> None:
+def test_what_could_not_be_published_makes_the_attempt_fail() -> None:
+    """The message is still ours: it is settled again, and busy until the broker has that."""
+    scene = Scene()
+    scene.settler.settle(make_delivery(1), Outcome(Verb.ACK, publish=(Outgoing("", "gone", b"", b"", None),)))
+    delivery = scene.broker.batches.pop(0)[0][0]
+    scene.settler.on_unpublished(delivery, FAILED)
+    assert scene.broker.told == [[(1, RetryLater(7.0, 2, explicit=False, cause=FAILED))]]
+    assert scene.settler.busy
+    scene.answer()
+    assert not scene.settler.busy
+    assert [line["outcome"] for line in scene.logs] == ["retried"]
+
+
+def test_at_warning_level_no_line_is_made_for_an_acknowledgement() -> None:
     """It is the most frequent line of all."""
     scene = Scene()
     log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(30))
-    scene.make_settler(log).settle(make_delivery(1), ACK, 0)
-    assert scene.broker.calls == [("ack", [1])]
+    settler = scene.make_settler(log)
+    settler.settle(make_delivery(1), ACK)
+    settler.on_settled(scene.broker.batches[0])
+    assert not settler.busy
     assert scene.logs == []
 
 
@@ -164,15 +201,3 @@ def test_a_message_is_named_by_its_ids_and_never_by_its_body() -> None:
     }
     assert "message_id" not in describe(make_delivery(1, raw_properties=b"\xff"))
     assert describe(None) == {}
-
-
-async def test_what_the_broker_has_taken_back_is_not_reported_as_settled() -> None:
-    """The adapter says that the settlement was dropped; a line that says "acked" would be a lie."""
-    scene = Scene()
-    scene.broker.channel_is_there = False
-    scene.broker.confirmed.set()
-    scene.settler.settle(make_delivery(1), ACK, 0)
-    scene.settler.settle(make_delivery(2), RELEASE, 0)
-    scene.settler.settle(make_delivery(3), Outcome(Verb.NACK, cause=FAILED), 0)
-    await asyncio.wait_for(scene.changed.wait(), 5)
-    assert [line for line in scene.logs if line["event"] == "message.settled"] == []

@@ -113,6 +113,7 @@ class Redelivery:
         self._publisher = Publisher(self._connect, wait_while_blocked=True)
         self._connection: Connection | None = None
         self._side: Channel | None = None
+        self._asking = asyncio.Lock()
         self._known: dict[str, float] = {}  # when we last saw that a queue or an exchange is there
         self._told: set[str] = set()  # of which queues for one delay we have said that they cannot be made
         self._background = Background(events.on_failed)
@@ -332,17 +333,19 @@ class Redelivery:
     async def _check(self, name: str, ask: Callable[[Channel], Awaitable[object]]) -> None:
         """Ask the broker for something, if that is not known to be there.
 
-        On a channel of its own: a refusal closes the channel, and with it the confirms of all that is in flight on it.
+        One after the other, on a channel of its own: a refusal closes the channel, with the confirms of all that is in
+        flight on it, and whoever else waits for an answer would take the refusal for his.
         """
-        now = time.monotonic()
-        if now - self._known.get(name, -_DECLARE_AGAIN) < _DECLARE_AGAIN:
-            return
-        await self._publisher.channel()  # it opens the connection
-        assert self._connection is not None
-        if self._side is None or not self._side.is_open:
-            self._side = await self._connection.channel()
-        await ask(self._side)
-        self._known[name] = now
+        async with self._asking:
+            now = time.monotonic()
+            if now - self._known.get(name, -_DECLARE_AGAIN) < _DECLARE_AGAIN:
+                return
+            await self._publisher.channel()  # it opens the connection
+            assert self._connection is not None
+            if self._side is None or not self._side.is_open:
+                self._side = await self._connection.channel()
+            await ask(self._side)
+            self._known[name] = now
 
     async def _connect(self) -> Connection:
         self._connection = connection = await self._open_connection()

@@ -49,8 +49,8 @@ class Incarnation:
         self.lost = False
         self.used = False
         """It has had deliveries."""
-        self.uncertain: list[Delivery] | None = None
-        """While nothing is taken: what was settled since the broker was told so."""
+        self.uncertain: list[str] | None = None
+        """While nothing is taken: the ids of what was acknowledged since the broker was told so."""
         self.answered = False
         """It has answered that it sends no more: with that, it has what was settled before."""
         self.frames = 0
@@ -66,8 +66,9 @@ class Incarnation:
             frames = self.unacked.settle([delivery.tag for delivery in deliveries])
         self.channel.settle(how, frames)
         if self.uncertain is not None:
-            self.uncertain.extend(deliveries)
             self.frames += len(frames)
+            if how is Settling.ACK:
+                self.uncertain.extend(map(id_of, deliveries))
         self.source.settled()
 
 
@@ -175,6 +176,7 @@ class Subscription:
         """Make it the channel that consumes. The one before is lost, if there is one."""
         self.lose("another channel takes its place")
         self.incarnation = incarnation = Incarnation(self, channel)
+        self._taken, self._tags = 0, []
         self._served = False
         self._stalled_checks = 0
         why = "the broker cancelled the consumer; was the queue deleted?"
@@ -303,7 +305,6 @@ class Subscription:
             unused = fresh
             if old is not None and not old.unacked and self._taken:
                 old.lost, unused = True, old.channel
-                self._taken, self._tags = 0, []
                 self.incarnation = None
                 self._adopt(fresh)
                 await self._change()
@@ -323,14 +324,14 @@ class Subscription:
                 await self._flush(incarnation)
                 confirmed = await incarnation.channel.close(deadline - time.monotonic())
         if incarnation.used and not confirmed:
-            settled = incarnation.uncertain or []
+            ids = incarnation.uncertain or []
             self._log.warning(
                 "settle.unconfirmed",
                 queue=self.queue,
                 why="the broker did not answer before the end",
                 earlier=not incarnation.answered,  # what was settled just before is as uncertain
-                messages=len(settled),
-                message_ids=[id_of(delivery) for delivery in settled],
+                messages=len(ids),
+                message_ids=ids,
             )
 
     async def _flush(self, incarnation: Incarnation) -> None:
@@ -341,8 +342,9 @@ class Subscription:
         rabbit_fifo_client of RabbitMQ 3.10). A consumer goes the same way, behind them, and the queue answers for it.
         """
         channel, unacked = incarnation.channel, incarnation.unacked
+        await self._cancel(incarnation, list(self._tags))
         channel.nack(unacked.settle_all())
-        if self.settings.type != "quorum" or incarnation.frames < _STASH_LIMIT:
+        if self.settings.type != "quorum" or (incarnation.answered and incarnation.frames < _STASH_LIMIT):
             return
         tag = next(self._new_tags)
         await channel.qos(1)
