@@ -45,7 +45,7 @@ workers:
     os.kill(first.pid, signal.SIGKILL)
     took_over = f"{second.pid} last words"
     eventually(lambda: took_over in project.ledger, "the second has taken over", within=5)
-    assert not second.events("conn.lost"), "a consumer that stands by is served as it should be"
+    assert not second.events("source.lost"), "a consumer that stands by is served as it should be"
     second.signal(signal.SIGTERM)
     second.wait_for("worker.stopping")
     second.signal(signal.SIGTERM)
@@ -79,10 +79,10 @@ workers:
 def see_it_given_again(project: Project, worker: Worker, rabbit: Rabbit, queue: str, why: str) -> None:
     """The message is the broker's again while its callback runs: that may end, and then both begin anew."""
     rabbit.publish(queue, "long")
-    lost = worker.wait_for("conn.lost", within=4 * CONSUMER_TIMEOUT)
+    lost = worker.wait_for("source.lost", within=4 * CONSUMER_TIMEOUT)
     assert why in lost["why"]
     assert project.ledger == ["start long 1"], "the callback goes on"
-    worker.wait_for("conn.up")
+    worker.wait_for("source.up")
     worker.wait_for("settle.dropped")
     worker.wait_for("message.settled", outcome="acked")
     rabbit.publish(queue, "next")
