@@ -90,7 +90,7 @@ def test_an_executor_is_replaced_after_so_many_messages(
     if executors_wanted == 1:
         assert set(by_pid.values()) == {100}
     assert len(project.ledger) == 2000, "nothing ran twice"
-    assert worker.events("conn.lost") == worker.events("executor.exit") == []
+    assert worker.events("conn.lost") == worker.events("source.lost") == worker.events("executor.exit") == []
     assert worker.stop() == 0
 
 

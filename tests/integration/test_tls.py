@@ -125,7 +125,7 @@ workers:
     assert worker.stop() == 0
     assert [body for body, _ in rabbit.dead(queue)] == ["no"]
     assert rabbit.ready(queue) == 0
-    assert worker.events("conn.lost") == []
+    assert worker.events("conn.lost") == worker.events("source.lost") == []
 
 
 def test_a_worker_that_does_not_know_the_authority_is_refused(tls_url: str, project: Project, queue: str) -> None:
