@@ -17,6 +17,7 @@ LAYERS = (
     ("one running worker", {"worker"}),
     ("brokers", {"brokers"}),
     ("what puts the parts together", {"wiring", "supervision", "testing"}),
+    ("what operators can do", {"operations"}),
     ("the command line", {"cli", "__main__"}),
 )
 """Lowest first. A module may import its own layer and those below it."""
@@ -69,7 +70,7 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_downwards(path: Path) -> None:
-    """cli → wiring → brokers → worker → task, topology, settings → words."""
+    """cli → operations → wiring → brokers → worker → task, topology, settings → words."""
     assert part_of(path) in LEVEL, f"{part_of(path)} has no layer: give it one in LAYERS"
     for line, name in imports(path):
         package, _, rest = name.partition(".")
@@ -90,6 +91,28 @@ def test_only_the_rabbitmq_adapter_imports_pika(path: Path) -> None:
         return
     users = [line for line, name in imports(path) if name.partition(".")[0] == "pika"]
     assert users == [], f"{name_of(path)} imports pika in line {users}"
+
+
+OPERATIONS = sorted((PACKAGE / "operations").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", OPERATIONS, ids=name_of)
+def test_operations_neither_print_nor_parse(path: Path) -> None:
+    """Whatever serves operators calls them: a command line, which shows and asks in its own way, or an API."""
+    shown = [(line, name) for line, name in imports(path) if name.partition(".")[0] in {"click", "rich"}]
+    assert shown == [], f"{name_of(path)} imports {shown}"
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    printed = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id in {"print", "input"}]
+    assert printed == [], f"{name_of(path)} prints or asks in line {printed}"
+
+
+@pytest.mark.parametrize("path", OPERATIONS, ids=name_of)
+def test_one_module_of_the_operations_knows_the_brokers(path: Path) -> None:
+    """The adapter is chosen by the URL's scheme there; all others use what every broker can do."""
+    if path.name == "brokers.py":
+        return
+    adapters = [name for _, name in imports(path) if name.startswith("workerkit.brokers.")]
+    assert [name for name in adapters if name != "workerkit.brokers.administration"] == []
 
 
 @pytest.mark.parametrize("name", sorted(LAYERS[0][1]))
