@@ -106,6 +106,15 @@ def test_operations_neither_print_nor_parse(path: Path) -> None:
     assert printed == [], f"{name_of(path)} prints or asks in line {printed}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
+def test_the_command_line_leaves_the_work_to_operations(path: Path) -> None:
+    """It parses, calls and prints. A worker is started past them, and a stream of messages goes straight to RabbitMQ."""
+    if path.name in {"run.py", "publish.py"}:
+        return
+    parts = {name.split(".")[1] for _, name in imports(path) if name.startswith("workerkit.")}
+    assert parts <= {"cli", "operations", "settings", "supervision", "errors"}
+
+
 @pytest.mark.parametrize("path", OPERATIONS, ids=name_of)
 def test_one_module_of_the_operations_knows_the_brokers(path: Path) -> None:
     """The adapter is chosen by the URL's scheme there; all others use what every broker can do."""
