@@ -108,7 +108,7 @@ def test_operations_neither_print_nor_parse(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
 def test_the_command_line_leaves_the_work_to_operations(path: Path) -> None:
-    """It parses, calls and prints. A worker is started past them, and a stream of messages goes straight to RabbitMQ."""
+    """It parses, calls and prints. Only what starts a worker and what streams messages to the broker go past them."""
     if path.name in {"run.py", "publish.py"}:
         return
     parts = {name.split(".")[1] for _, name in imports(path) if name.startswith("workerkit.")}
