@@ -13,27 +13,9 @@ RETRY = {
 }
 
 
-TASKS = """
-from workerkit import WorkerTask
-
-class A(WorkerTask):
-    def callback(self, message):
-        message.ack()
-
-class B(A):
-    pass
-"""
-
-
-def project_with_tasks(folder, url):
-    """What can be asked about: tasks ``m:A`` and ``m:B``, which leave everything to the YAML."""
-    (folder / "m.py").write_text(TASKS)
-    return Project(folder, url)
-
-
 @pytest.fixture
 def project(tmp_path, rabbitmq):
-    return project_with_tasks(tmp_path, rabbitmq.url)
+    return Project(tmp_path, rabbitmq.url)
 
 
 @pytest.fixture
@@ -53,7 +35,7 @@ def any_version(request, tmp_path):
     """A project and a client on each version of RabbitMQ that is here."""
     node = request.getfixturevalue(request.param)
     client = Client(node.url)
-    yield project_with_tasks(tmp_path, node.url), client
+    yield Project(tmp_path, node.url), client
     client.close()
 
 
