@@ -34,6 +34,11 @@ def queues_of(task: Resolved) -> tuple[str, ...]:
     return (task.queue,)
 
 
+def queue_setting(task: Resolved) -> dict[str, object]:
+    """The key, with its value, that one would write for ``queues_of``."""
+    return {"queue": task.queue}
+
+
 def one_line(text: str) -> str:
     """A task may say why it did not load in several lines; a problem is one."""
     return " ".join(text.split("\n"))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from workerkit.errors import ConfigurationError
-from workerkit.operations.answers import ask_tasks, one_line, queues_of
+from workerkit.operations.answers import ask_tasks, one_line, queue_setting, queues_of
 from workerkit.retry import RetryPolicy
 from workerkit.settings import LoadedSettings, Size, format_duration, format_size, load, redact, redact_text
 from workerkit.settings.tree import dotted
@@ -106,7 +106,7 @@ def check(path: Path, environ: Mapping[str, str]) -> Check:
 def _decided(loaded: LoadedSettings, name: str, task: Resolved) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings of one worker that count, as one would write them, and the origin of each by dotted key."""
     values: dict[str, Any] = {
-        "queue": task.queue,
+        **queue_setting(task),
         "ttl": task.ttl and format_duration(task.ttl),
         "prefetch_count": task.prefetch_count,
         "callback_timeout": task.callback_timeout and format_duration(task.callback_timeout),

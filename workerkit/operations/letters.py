@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
+from workerkit.message import ATTEMPT_HEADER
 from workerkit.properties import Properties, decode
 from workerkit.worker import copies
 from workerkit.worker.ports import Delivery
 
 UNKNOWN = "unknown"
 """The reason of a message that nothing says anything about: somebody published it here."""
+_TRACEBACK_HEADER = f"{copies.PREFIX}traceback"
 
 
 class DeadLetter:
@@ -39,7 +41,7 @@ class DeadLetter:
         try:
             return decode(self.delivery.raw_properties)
         except ValueError as error:
-            return Properties(headers={"workerkit-message": f"its properties cannot be read: {error}"})
+            return Properties(headers={f"{copies.PREFIX}message": f"its properties cannot be read: {error}"})
 
     @property
     def id(self) -> str | None:
@@ -68,7 +70,7 @@ class DeadLetter:
     @property
     def attempt(self) -> int | None:
         """Number of the run that was the last."""
-        value = self.properties.headers.get("workerkit-attempt")
+        value = self.properties.headers.get(ATTEMPT_HEADER)
         return value if isinstance(value, int) else None
 
     @property
@@ -198,7 +200,7 @@ def summary(letter: DeadLetter) -> Summary:
 def details(letter: DeadLetter) -> Details:
     """All that there is to show of a dead letter."""
     properties = asdict(letter.properties)
-    headers = {key: value for key, value in properties.pop("headers").items() if key != "workerkit-traceback"}
+    headers = {key: value for key, value in properties.pop("headers").items() if key != _TRACEBACK_HEADER}
     encoding: Literal["utf-8", "base64"] = "utf-8"
     try:
         body = letter.delivery.body.decode()
