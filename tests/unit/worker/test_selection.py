@@ -43,6 +43,14 @@ def make(name: str, reports: list[str] | None = None) -> Selector:
     return make_selector(f"{__name__}:{name}", WEIGHTS, None, report)
 
 
+def consumed_for_long(weights: Mapping[str, int], starve_after: float | None) -> Strict:
+    """All its queues are, and none has sent anything lately."""
+    selector = Strict(weights, starve_after)
+    for queue in weights:
+        selector.on_open(queue, 0.0)
+    return selector
+
+
 def chosen(selector: Selector, times: int, waiting: Mapping[str, int] = ALL) -> Counter[str | None]:
     return Counter(selector.choose(waiting, 100.0) for _ in range(times))
 
@@ -89,14 +97,23 @@ class TestStrict:
 
     def test_a_lower_queue_waits_while_a_higher_one_has_messages(self) -> None:
         """However many wait there."""
-        selector = Strict(WEIGHTS, None)
+        selector = consumed_for_long(WEIGHTS, None)
         assert chosen(selector, 100) == {"urgent": 100}
         assert selector.choose({"mail": 1, "bulk": 500}, 100.0) == "mail"
         assert selector.choose({"bulk": 500}, 100.0) == "bulk"
 
+    def test_nothing_lower_starts_before_every_higher_queue_is_consumed(self) -> None:
+        """Until then nobody knows what they have, and a broker may deliver from a lower one first."""
+        selector = Strict(WEIGHTS, None)
+        selector.on_arrival("mail", 100.0)
+        assert selector.choose({"mail": 1}, 200.0) is None
+        selector.on_open("urgent", 200.0)
+        assert selector.choose({"mail": 1}, 200.0 + DRY / 2) is None
+        assert selector.choose({"mail": 1}, 200.0 + DRY * 2) == "mail"
+
     def test_a_lower_one_waits_while_the_next_of_a_higher_one_may_be_on_its_way(self) -> None:
         """For some milliseconds after that queue has sent something: then it counts as empty."""
-        selector = Strict(WEIGHTS, None)
+        selector = consumed_for_long(WEIGHTS, None)
         selector.on_open("urgent", 100.0)
         assert selector.choose({"mail": 1}, 100.0 + DRY / 2) is None
         selector.on_arrival("urgent", 100.0)
@@ -106,13 +123,13 @@ class TestStrict:
 
     def test_what_is_lower_is_not_waited_for(self) -> None:
         """Only a higher one can be in its way."""
-        selector = Strict(WEIGHTS, None)
+        selector = consumed_for_long(WEIGHTS, None)
         selector.on_open("bulk", 100.0)
         assert selector.choose({"mail": 1}, 100.0) == "mail"
 
     def test_one_that_has_waited_too_long_gets_one_turn(self) -> None:
         """And then waits again."""
-        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector = consumed_for_long(WEIGHTS, starve_after=60.0)
         for queue in WEIGHTS:
             selector.on_arrival(queue, 100.0)
         assert selector.choose(ALL, 159.0) == "urgent"
@@ -122,7 +139,7 @@ class TestStrict:
 
     def test_the_time_counts_from_when_it_has_messages(self) -> None:
         """A quiet worker has not served a queue for long, and none of its messages has waited."""
-        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector = consumed_for_long(WEIGHTS, starve_after=60.0)
         for queue in WEIGHTS:
             selector.on_open(queue, 100.0)
         for now in (1000.0, 2000.0):
@@ -136,7 +153,7 @@ class TestStrict:
 
     def test_a_message_that_has_its_turn_is_not_what_the_next_has_waited(self) -> None:
         """Each has a time of its own."""
-        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector = consumed_for_long(WEIGHTS, starve_after=60.0)
         selector.on_arrival("bulk", 100.0)
         assert selector.choose({"urgent": 1, "bulk": 2}, 161.0) == "bulk"
         assert selector.choose({"urgent": 1, "bulk": 1}, 220.0) == "urgent"
@@ -144,7 +161,7 @@ class TestStrict:
 
     def test_one_that_has_waited_too_long_is_not_held_back(self) -> None:
         """Nor is it by a higher one whose next message may be on its way."""
-        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector = consumed_for_long(WEIGHTS, starve_after=60.0)
         selector.on_arrival("mail", 100.0)
         selector.on_arrival("urgent", 200.0)
         assert selector.choose({"mail": 1}, 200.0) == "mail"
