@@ -192,7 +192,7 @@ def test_a_queue_deleted_and_made_again_under_the_worker_is_consumed_again(
     configure(project, queue)
     worker = project.start("quick")
     rabbit.delete(queue)
-    worker.wait_for("conn.up")
+    worker.wait_for("source.up")
     rabbit.publish(queue, "afterwards")
     assert worker.wait_for("message.settled")["outcome"] == "acked"
     rabbit.delete(queue)

@@ -115,7 +115,7 @@ class WorkerTest(Generic[Task]):
             self._selector = make_selector(resolved.select, resolved.queues, None, _fail_the_test)
             for queue in self._here:
                 self._store.declare(queue)
-                self._selector.on_open(queue, -math.inf)  # what it has is here at once: there is nothing to wait for
+                self._selector.on_open(queue, -math.inf)  # so long ago that all it had has arrived
             self._exit_stack = stack.pop_all()
         return self
 

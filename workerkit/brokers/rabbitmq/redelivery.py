@@ -113,7 +113,7 @@ class Redelivery:
         self._publisher = Publisher(self._connect, wait_while_blocked=True)
         self._connection: Connection | None = None
         self._side: Channel | None = None
-        self._asking = asyncio.Lock()
+        self._checking = asyncio.Lock()
         self._known: dict[str, float] = {}  # when we last saw that a queue or an exchange is there
         self._told: set[str] = set()  # of which queues for one delay we have said that they cannot be made
         self._background = Background(events.on_failed)
@@ -336,7 +336,7 @@ class Redelivery:
         One after the other, on a channel of its own: a refusal closes the channel, with the confirms of all that is in
         flight on it, and whoever else waits for an answer would take the refusal for his.
         """
-        async with self._asking:
+        async with self._checking:
             now = time.monotonic()
             if now - self._known.get(name, -_DECLARE_AGAIN) < _DECLARE_AGAIN:
                 return

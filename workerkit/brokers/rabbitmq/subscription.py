@@ -342,7 +342,9 @@ class Subscription:
         rabbit_fifo_client of RabbitMQ 3.10). A consumer goes the same way, behind them, and the queue answers for it.
         """
         channel, unacked = incarnation.channel, incarnation.unacked
-        await self._cancel(incarnation, list(self._tags))
+        if self._tags:
+            await self._cancel(incarnation, list(self._tags))
+            incarnation.answered, incarnation.frames = True, 0
         channel.nack(unacked.settle_all())
         if self.settings.type != "quorum" or (incarnation.answered and incarnation.frames < _STASH_LIMIT):
             return
