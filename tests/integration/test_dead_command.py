@@ -200,7 +200,9 @@ def test_an_interrupted_replay_waits_for_what_is_on_its_way_and_counts_it(projec
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         said = process.stdout.read().decode()
-    done, left = map(int, re.fullmatch(r"interrupted: replayed (\d+), left (\d+)\n", said).groups())
+    numbers = re.fullmatch(r"interrupted: replayed (\d+), left (\d+)\n", said)
+    assert numbers, said
+    done, left = map(int, numbers.groups())
     assert (process.returncode, done + left) == (130, 8003)
     client.wait_ready(queue, done)
     client.wait_ready(f"{queue}.dead", left)
