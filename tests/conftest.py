@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.chroot import ChrootRabbitmq
 
 from workerkit.testing.rabbitmq import PrivateRabbitmq, RabbitmqMissing
 
@@ -37,14 +38,14 @@ def rabbitmq() -> Iterator[PrivateRabbitmq]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_next() -> Iterator[PrivateRabbitmq]:
+def rabbitmq_next() -> Iterator[ChrootRabbitmq]:
     """A node of a newer RabbitMQ (4.3), shared likewise. Optional everywhere, as it takes root and a download."""
     chroot = Path(os.environ.get("WORKERKIT_CACHE", "/var/tmp/workerkit")) / NEXT_SUITE
     if not chroot.is_dir():
         pytest.skip(f"there is no newer RabbitMQ in {chroot}; scripts/rabbitmq-next.sh makes it, or says why it cannot")
     if os.geteuid() != 0:
         pytest.skip(f"only root can start the newer RabbitMQ in {chroot}")
-    with PrivateRabbitmq(chroot=chroot) as node:
+    with ChrootRabbitmq(chroot) as node:
         yield node
 
 

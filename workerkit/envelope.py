@@ -43,6 +43,11 @@ def dead_queue_name(queue: str) -> str:
     return queue + DEAD_SUFFIX
 
 
+def is_dead_queue_name(name: str) -> bool:
+    """Whether a queue of this name keeps dead letters."""
+    return name.endswith(DEAD_SUFFIX)
+
+
 def attempt_of(raw_properties: bytes) -> int:
     """The 1-based number of the run that this message comes for, as its header says; without one, the first."""
     return header_number(raw_properties, headers.ATTEMPT) or 1

@@ -121,7 +121,7 @@ def decode_headers(raw: bytes) -> dict[str, Any]:
 
 
 def header_number(raw: bytes, name: str) -> int:
-    """A header that is a count; 0 when it is absent, or holds anything else. Costs next to nothing when it is absent."""
+    """A header that is a count; 0 when it holds anything else, or is absent, which costs next to nothing."""
     if name.encode() not in raw:
         return 0
     try:

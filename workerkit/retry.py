@@ -86,4 +86,5 @@ def _release(message: Incoming) -> Release:
     before = header_number(message.raw_properties, headers.RELEASES)
     if before == 0 and not message.redelivered:
         return Release(releases=1)
-    return Release(min(2.0**before, LONGEST_RELEASE), before + 1)
+    doubled = min(before, 10)  # the number comes from a header, and a float ends at 1,024
+    return Release(min(2.0**doubled, LONGEST_RELEASE), before + 1)

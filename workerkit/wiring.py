@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from workerkit.brokers.memory.broker import MemoryBroker, store_at
-from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.errors import ConfigurationError, ExitCode, WorkerkitError
 from workerkit.ports import Broker
 from workerkit.settings import LoadedSettings, Settings, redact_text
@@ -71,7 +69,7 @@ def worker_spec(
 
 
 def make_broker(settings: Settings, name: str, log: FilteringBoundLogger) -> Broker:
-    """The adapter that the URL's scheme means.
+    """The adapter that the URL's scheme means. Only that one is imported: a command that runs no worker needs none.
 
     Args:
         settings: ``broker.url``; of several, all have the same scheme.
@@ -80,7 +78,11 @@ def make_broker(settings: Settings, name: str, log: FilteringBoundLogger) -> Bro
     """
     url = settings.broker.url if isinstance(settings.broker.url, str) else settings.broker.url[0]
     if url.startswith("memory:"):
+        from workerkit.brokers.memory.broker import MemoryBroker, store_at
+
         return MemoryBroker(store_at(url), settings.queues)
+    from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
+
     return RabbitmqBroker(settings.broker, settings.queues, settings.exchanges, name=name, log=log)
 
 

@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from demonstration.plan import DONE, Message, fates
-from workerkit.brokers.rabbitmq import admin, deadletters
+from workerkit.brokers.rabbitmq import admin
 from workerkit.brokers.rabbitmq.amqp import Connection
-from workerkit.settings import Settings
+from workerkit.brokers.rabbitmq.browse import Browser
 from workerkit.brokers.rabbitmq.topology import Topology
+from workerkit.operations.letters import DeadLetter
+from workerkit.settings import Settings
 
 _LONGEST_EXAMPLE = 54
 """Characters; the table fits 80 columns."""
@@ -154,11 +156,13 @@ async def close_accounts(
         for queue in topology.queues:
             ready = (await admin.queue_state(connection, queue.name)).messages_ready
             if ready:
-                letters = await deadletters.read(connection, queue.name, ready, deadletters.Matching(), _dead)
-                if queue.name == topology.dead.name:
-                    dead += letters
-                else:
-                    unfinished |= {letter.id for letter in letters}
+                async with Browser(connection, queue.name, ready) as browser:
+                    while delivery := await browser.next():
+                        letter = _dead(DeadLetter(0, delivery))
+                        if queue.name == topology.dead.name:
+                            dead.append(letter)
+                        else:
+                            unfinished.add(letter.id)
     done = {path.stem: json.loads(path.read_bytes())["attempt"] for path in result_files(result_folders)}
     return Report(messages, done, dead, unfinished, logs, instances, worker_starts)
 
@@ -196,7 +200,7 @@ def print_report(console: Console, report: Report) -> None:
     console.print(table)
 
 
-def _dead(letter: deadletters.DeadLetter) -> Dead:
+def _dead(letter: DeadLetter) -> Dead:
     headers = letter.properties.headers
     reason = f"signal {headers['workerkit-signal']}" if "workerkit-signal" in headers else letter.reason
     kind = (letter.exception or "").rpartition(".")[2]

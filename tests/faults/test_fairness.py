@@ -1,5 +1,6 @@
 """``prefetch_count: auto``: fast where callbacks are short, fair where they are long."""
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -79,7 +80,7 @@ def test_when_callbacks_get_long_no_message_waits_in_a_worker_while_another_one_
     last_start = long_starts[-1]
     for pid, mine in spans.items():
         # While messages were left to be started, neither worker was without one for longer than half a second.
-        for (_, ended), (began, _) in zip(mine, mine[1:], strict=False):
+        for (_, ended), (began, _) in itertools.pairwise(mine):
             if ended < last_start:
                 assert began - ended <= 0.5, f"worker {pid} was idle for {began - ended:.2f} s"
         assert last_start - mine[-1][1] <= 0.5, f"worker {pid} was idle while a message waited elsewhere"

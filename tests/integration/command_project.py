@@ -20,6 +20,16 @@ import pika
 
 WORKERKIT = [sys.executable, "-m", "workerkit"]
 DEADLINE = 20.0
+TASKS = """
+from workerkit import WorkerTask
+
+class A(WorkerTask):
+    def callback(self, message):
+        message.ack()
+
+class B(A):
+    pass
+"""
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,16 @@ class Ended:
 
 
 class Project:
-    """``config/workerkit.yaml`` for one broker, with what a test adds to it."""
+    """``config/workerkit.yaml`` for one broker, with what a test adds to it.
+
+    Its tasks ``m:A`` and ``m:B`` leave everything to the YAML.
+    """
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder = folder
         self.config = folder / "config" / "workerkit.yaml"
         self.config.parent.mkdir(parents=True)
+        (folder / "m.py").write_text(TASKS)
         self.environment = {**os.environ, "WORKERKIT_BROKER__URL": url, "COLUMNS": "200"}
         self.write("")
 

@@ -14,6 +14,7 @@ import pika
 import pika.exceptions
 import psutil
 import pytest
+from support.chroot import ChrootRabbitmq
 
 from workerkit.errors import BrokerError, ConnectionFailed
 from workerkit.testing.rabbitmq import PrivateRabbitmq, RabbitmqMissing
@@ -159,7 +160,7 @@ def test_a_node_that_cannot_start_shows_its_log(tmp_path):
 def test_a_missing_rabbitmq_is_named_with_the_remedy(tmp_path):
     """Without RabbitMQ the error says what to run."""
     with pytest.raises(RabbitmqMissing, match=r"scripts/rabbitmq-next\.sh"):
-        PrivateRabbitmq(chroot=tmp_path).start()
+        ChrootRabbitmq(tmp_path).start()
 
 
 def test_a_newer_rabbitmq_runs_from_its_chroot(rabbitmq_next, queue_name):

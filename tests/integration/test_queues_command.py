@@ -73,7 +73,7 @@ def test_list_shows_what_is_missing_and_then_what_it_holds(project, client, queu
 
 
 def test_list_has_the_queues_of_all_workers_with_all_their_delays(project, queue):
-    """Workers that share a queue share its retry queues; a worker whose task names the queue is left out, audibly."""
+    """Workers that share a queue share its retry queues; a worker whose task cannot be asked is left out, audibly."""
     project.write(
         f"workers:\n"
         f"  a: {{task: 'm:A', queue: {queue}, retry: {{delays: [2s, 1s]}}}}\n"
@@ -85,7 +85,8 @@ def test_list_has_the_queues_of_all_workers_with_all_their_delays(project, queue
     retries = [line.split()[0] for line in ended.out.splitlines() if " retry " in line]
     own = [f"{queue}.retry.{delay}" for delay in ("1s", "2s", "3s")]
     assert retries == [f"{queue}-alone.retry.{delay}" for delay in ("5s", "30s", "5m")] + own
-    assert ended.err == "note: worker 'c' is left out: its queue is named by its task, not here\n"
+    assert ended.err.startswith(f"warning: {project.config}:4: worker 'c': task 'm:C': ")
+    assert ended.err.endswith("has no 'C'; it has A, B; its queue is not known\n")
 
 
 def test_declare_makes_all_that_a_queue_needs_as_often_as_one_likes(project, client, queue):

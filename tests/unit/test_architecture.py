@@ -12,14 +12,16 @@ PACKAGE = Path(workerkit.__file__).parent
 MAX_LINES = 400
 
 LAYERS = (
-    ("the words", {"errors", "properties", "settlement", "message"}),
+    ("the words", {"errors", "properties", "settlement", "message", "outgoing", "headers", "timestamps"}),
     (
         "what users subclass and declare",
-        {"declared", "retry", "task_settings", "task", "shutdown", "settings", "topology", "log", "payload"},
+        {"declared", "retry", "task_settings", "task", "shutdown", "settings", "log", "payload"},
     ),
+    ("what a worker and a broker say to each other", {"ports", "envelope"}),
     ("one running worker", {"worker"}),
     ("brokers", {"brokers"}),
     ("what puts the parts together", {"wiring", "supervision", "testing"}),
+    ("what operators can do", {"operations"}),
     ("the command line", {"cli", "__main__"}),
 )
 """Lowest first. A module may import its own layer and those below it."""
@@ -72,7 +74,7 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_downwards(path: Path) -> None:
-    """cli → wiring → brokers → worker → task, topology, settings → words."""
+    """cli → operations → wiring → brokers → worker → ports → task, settings → words."""
     assert part_of(path) in LEVEL, f"{part_of(path)} has no layer: give it one in LAYERS"
     for line, name in imports(path):
         package, _, rest = name.partition(".")
@@ -86,6 +88,13 @@ def test_imports_point_downwards(path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "brokers").rglob("*.py")), ids=name_of)
+def test_a_broker_knows_the_worker_by_the_port_alone(path: Path) -> None:
+    """As the worker knows a broker: each can be tested, and replaced, without the other."""
+    known = [f"line {line}: {name}" for line, name in imports(path) if name.startswith("workerkit.worker")]
+    assert known == [], f"{name_of(path)} imports the worker in {known}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_the_rabbitmq_adapter_imports_pika(path: Path) -> None:
     """The rest is written against the port, so that another broker is another adapter."""
@@ -95,12 +104,43 @@ def test_only_the_rabbitmq_adapter_imports_pika(path: Path) -> None:
     assert users == [], f"{name_of(path)} imports pika in line {users}"
 
 
+OPERATIONS = sorted((PACKAGE / "operations").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", OPERATIONS, ids=name_of)
+def test_operations_neither_print_nor_parse(path: Path) -> None:
+    """Whatever serves operators calls them: a command line, which shows and asks in its own way, or an API."""
+    shown = [(line, name) for line, name in imports(path) if name.partition(".")[0] in {"click", "rich"}]
+    assert shown == [], f"{name_of(path)} imports {shown}"
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    printed = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id in {"print", "input"}]
+    assert printed == [], f"{name_of(path)} prints or asks in line {printed}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
+def test_the_command_line_leaves_the_work_to_operations(path: Path) -> None:
+    """It parses, calls and prints. Only what starts a worker and what streams messages to the broker go past them."""
+    if path.name in {"run.py", "publish.py"}:
+        return
+    parts = {name.split(".")[1] for _, name in imports(path) if name.startswith("workerkit.")}
+    assert parts <= {"cli", "operations", "settings", "supervision", "errors"}
+
+
+@pytest.mark.parametrize("path", OPERATIONS, ids=name_of)
+def test_one_module_of_the_operations_knows_the_brokers(path: Path) -> None:
+    """The adapter is chosen by the URL's scheme there; all others use what every broker can do."""
+    if path.name == "brokers.py":
+        return
+    adapters = [name for _, name in imports(path) if name.startswith("workerkit.brokers.")]
+    assert [name for name in adapters if name != "workerkit.brokers.administration"] == []
+
+
 @pytest.mark.parametrize("name", sorted(LAYERS[0][1]))
 def test_the_words_import_the_standard_library_only(name: str) -> None:
-    """Everything uses them, in both processes, also where no memory is left."""
+    """Everything uses them, in both processes, also where no memory is left. What is to be sent is encoded as JSON."""
+    allowed = {"workerkit", *sys.stdlib_module_names} | ({"msgspec"} if name == "outgoing" else set())
     for line, imported in imports(PACKAGE / f"{name}.py"):
-        package = imported.partition(".")[0]
-        assert package == "workerkit" or package in sys.stdlib_module_names, f"{name}.py:{line} imports {imported}"
+        assert imported.partition(".")[0] in allowed, f"{name}.py:{line} imports {imported}"
 
 
 def test_the_public_names_are_the_documented_ones() -> None:

@@ -1,10 +1,8 @@
-"""How results are shown: tables for people that stay lines for programs, paths as one would type them."""
+"""How results are shown: tables for people that stay lines for programs."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import click
 
@@ -42,9 +40,3 @@ def cell(value: object) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {cell(item)}' for key, item in value.items())}}}"
     return str(value)
-
-
-def shown_path(path: Path) -> str:
-    """Relative to the working directory where that is below it: what one would type."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

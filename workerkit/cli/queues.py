@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from workerkit.cli.context import Context, dry_run_option, json_option, pass_context, print_json, yes_option
-from workerkit.errors import QueueNotFound, TopologyMismatch
 
 if TYPE_CHECKING:
-    from workerkit.brokers.rabbitmq.amqp import QueueState
-    from workerkit.brokers.rabbitmq.topology import Queue, Topology
-    from workerkit.settings import Settings
+    from workerkit.operations.queues import QueueReport, Unanswered, WantedQueues
 
 
 @click.group()
@@ -25,25 +24,22 @@ def queues() -> None:
 @json_option
 @pass_context
 def list_(context: Context, *, as_json: bool) -> None:
-    """List the configured queues with their retry and dead-letter queues.
+    """List the configured queues with their retry and dead-letter queues. Asks each task, in a process of its own.
 
     Unacknowledged messages cannot be seen over AMQP; they are in RabbitMQ's management page.
     """
-    settings = context.loaded.settings
-    _note_left_out(settings)
-    topologies, states = asyncio.run(_look(settings, _configured(settings)))
-    rows = [
-        _row(topology, queue, states[queue.name])
-        for topology in topologies
-        for queue in (topology.queue, *topology.retries, topology.dead)
-    ]
+    from workerkit.operations.queues import list_queues, wanted_queues
+
+    wanted = wanted_queues(context.loaded)
+    _warn(wanted.unanswered)
+    reports = asyncio.run(list_queues(context.loaded.settings, wanted))
     if as_json:
-        print_json({"queues": rows})
+        print_json({"queues": [_row(report) for report in reports]})
         return
-    if not rows:
+    if not reports:
         click.echo("no queues are configured")
         return
-    _print_rows(rows)
+    _print_reports(reports)
 
 
 @queues.command()
@@ -53,36 +49,26 @@ def list_(context: Context, *, as_json: bool) -> None:
 def show(context: Context, name: str, *, as_json: bool) -> None:
     """Show one queue: its arguments, its bindings, where its messages wait and end, what it holds."""
     from workerkit.cli.output import cell, print_table
+    from workerkit.operations.queues import show_queue, wanted_queues
 
-    settings = context.loaded.settings
-    configured = name in _configured(settings)
-    (topology,), states = asyncio.run(_look(settings, [name]))
-    if states[name] is None and not configured:
-        raise QueueNotFound(f"queue {name!r} is neither in the configuration nor on the broker{_near(name, settings)}")
-    parts = (topology.queue, *topology.retries, topology.dead)
-    bindings = [
-        {
-            "exchange": binding.exchange,
-            "type": settings.exchanges[binding.exchange].type if binding.exchange in settings.exchanges else None,
-            "routing_key": binding.routing_key,
-            "arguments": binding.arguments,
-        }
-        for binding in topology.queue.bindings
-    ]
+    wanted = wanted_queues(context.loaded)
+    _warn(wanted.unanswered_for([name]))
+    details = asyncio.run(show_queue(context.loaded.settings, wanted, name))
+    bindings = [asdict(binding) for binding in details.bindings]
     if as_json:
-        derived = [_row(topology, queue, states[queue.name]) | {"arguments": queue.arguments} for queue in parts]
-        print_json({"name": name, "configured": configured, "bindings": bindings, "queues": derived})
+        rows = [_row(report) | {"arguments": report.arguments} for report in details.queues]
+        print_json({"name": name, "configured": details.configured, "bindings": bindings, "queues": rows})
         return
-    if not configured:
-        _note_unconfigured(name, settings)
-    _print_rows([_row(topology, queue, states[queue.name]) for queue in parts])
+    if not details.configured:
+        _note_unconfigured(name, wanted)
+    _print_reports(details.queues)
     click.echo("\nbindings:" if bindings else "\nbindings: none but the default exchange's, by its name")
     if bindings:
         print_table(("EXCHANGE", "TYPE", "ROUTING KEY", "ARGUMENTS"), [list(map(cell, b.values())) for b in bindings])
-    for queue in parts:
-        click.echo(f"\narguments of {queue.name}:")
+    for report in details.queues:
+        click.echo(f"\narguments of {report.name}:")
         print_table(
-            ("ARGUMENT", "VALUE"), [(key, cell(value) or "''") for key, value in sorted(queue.arguments.items())]
+            ("ARGUMENT", "VALUE"), [(key, cell(value) or "''") for key, value in sorted(report.arguments.items())]
         )
 
 
@@ -92,17 +78,34 @@ def show(context: Context, name: str, *, as_json: bool) -> None:
 def declare(context: Context, names: tuple[str, ...]) -> None:
     """Declare queues with all they need: exchanges, bindings, retry queues, dead-letter queue.
 
-    Without NAME: all that are configured. Declaring again is harmless. A queue that exists with other arguments is
-    left as it is, and each difference is named.
+    Without NAME: all that are configured, and all that the tasks name. Each task is asked, in a process of its own, for
+    its queue and its retry delays. Declaring again is harmless. A queue that exists with other arguments is left as it
+    is, and each difference is named.
     """
-    settings = context.loaded.settings
-    configured = _configured(settings)
-    if not names:
-        _note_left_out(settings)
+    from workerkit.operations.queues import (
+        Bound,
+        Declared,
+        DeclaredExchange,
+        DeclaredQueue,
+        declare_queues,
+        wanted_queues,
+    )
+
+    def say(declared: Declared) -> None:
+        match declared:
+            case DeclaredExchange(name, type_):
+                click.echo(f"declared exchange {name} ({type_})")
+            case DeclaredQueue(name, type_):
+                click.echo(f"declared queue {name} ({type_})")
+            case Bound(queue, exchange, routing_key):
+                click.echo(f"bound queue {queue} to {exchange} by {routing_key!r}")
+
+    wanted = wanted_queues(context.loaded)
+    _warn(wanted.unanswered_for(names) if names else wanted.unanswered)
     for name in names:
-        if name not in configured:
-            _note_unconfigured(name, settings)
-    asyncio.run(_declare(settings, list(dict.fromkeys(names or configured))))
+        if name not in wanted.delays:
+            _note_unconfigured(name, wanted)
+    asyncio.run(declare_queues(context.loaded.settings, wanted, names, say))
 
 
 @queues.command()
@@ -115,116 +118,46 @@ def purge(context: Context, name: str, *, dry_run: bool, yes: bool) -> None:
 
     Those that a worker holds, that wait in retry queues or lie in the dead-letter queue stay.
     """
-    from workerkit.brokers.rabbitmq import admin
     from workerkit.cli.terminal import confirm
+    from workerkit.operations.queues import count_ready, purge_queue
 
-    broker = context.loaded.settings.broker
-
-    async def count() -> int:
-        async with admin.session(broker, "purge") as connection:
-            return (await admin.queue_state(connection, name)).messages_ready
-
-    async def delete() -> int:
-        async with admin.session(broker, "purge") as connection:
-            return await admin.purge(connection, name)
-
-    ready = asyncio.run(count())
+    settings = context.loaded.settings
+    ready = asyncio.run(count_ready(settings, name))
     if dry_run:
         click.echo(f"would delete {_messages(ready)} from {name}")
         return
     confirm(f"Delete {_messages(ready)} from {name}?", yes=yes)
-    click.echo(f"deleted {_messages(asyncio.run(delete()))} from {name}")
+    click.echo(f"deleted {_messages(asyncio.run(purge_queue(settings, name)))} from {name}")
 
 
-async def _look(settings: Settings, names: list[str]) -> tuple[list[Topology], dict[str, QueueState | None]]:
-    from workerkit.brokers.rabbitmq import admin
-
-    async with admin.session(settings.broker, "queues") as connection:
-        topologies = [admin.topology_of(settings, name, connection.version) for name in names]
-        every = [queue.name for topology in topologies for queue in topology.queues]
-        return topologies, await admin.queue_states(connection, every)
+def _warn(unanswered: Iterable[Unanswered]) -> None:
+    for worker in unanswered:
+        click.echo(f"warning: {worker}", err=True)
 
 
-async def _declare(settings: Settings, names: list[str]) -> None:
-    """Declare one after the other; one that does not fit does not keep the others from being declared."""
-    from workerkit.brokers.rabbitmq import admin
-    from workerkit.brokers.rabbitmq.declare import declare as declare_topology
-
-    differences = []
-    async with admin.session(settings.broker, "declare") as connection:
-        for name in names:
-            topology = admin.topology_of(settings, name, connection.version)
-            try:
-                await declare_topology(connection, topology)
-            except TopologyMismatch as mismatch:
-                differences += mismatch.differences
-                continue
-            for exchange, settings_of in topology.exchanges.items():
-                click.echo(f"declared exchange {exchange} ({settings_of.type})")
-            for queue in (topology.queue, *topology.retries, topology.dead):
-                click.echo(f"declared queue {queue.name} ({queue.arguments['x-queue-type']})")
-                for binding in queue.bindings:
-                    click.echo(f"bound queue {queue.name} to {binding.exchange} by {binding.routing_key!r}")
-    if differences:
-        raise TopologyMismatch(differences)
+def _note_unconfigured(name: str, wanted: WantedQueues) -> None:
+    click.echo(f"note: queue {name!r} is not in the configuration{wanted.hint(name)}; it has defaults", err=True)
 
 
-def _configured(settings: Settings) -> list[str]:
-    """The queues of the configuration, in its order."""
-    from workerkit.settings.model import queues_of
-
-    consumed = [queue for worker in settings.workers.values() for queue in queues_of(worker)]
-    return list(dict.fromkeys([*settings.queues, *consumed]))
+def _row(report: QueueReport) -> dict[str, Any]:
+    return {key: value for key, value in asdict(report).items() if key != "arguments"}
 
 
-def _note_left_out(settings: Settings) -> None:
-    """Say on stderr whose queue is not among the configured ones, since only the task names it."""
-    from workerkit.settings.model import queues_of
-
-    for name, worker in settings.workers.items():
-        if not queues_of(worker):
-            click.echo(f"note: worker {name!r} is left out: its queue is named by its task, not here", err=True)
-
-
-def _note_unconfigured(name: str, settings: Settings) -> None:
-    click.echo(f"note: queue {name!r} is not in the configuration{_near(name, settings)}; it has defaults", err=True)
-
-
-def _near(name: str, settings: Settings) -> str:
-    from workerkit.settings.tree import did_you_mean
-
-    return did_you_mean(name, _configured(settings))
-
-
-def _row(topology: Topology, queue: Queue, state: QueueState | None) -> dict[str, Any]:
-    role = {topology.queue.name: "queue", topology.dead.name: "dead"}.get(queue.name, "retry")
-    return {
-        "name": queue.name,
-        "role": role,
-        "of": topology.queue.name,
-        "type": queue.arguments["x-queue-type"],
-        "exists": state is not None,
-        "ready": state and state.messages_ready,
-        "unacked": None,
-        "consumers": state and state.consumers,
-    }
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
+def _print_reports(reports: Iterable[QueueReport]) -> None:
     from workerkit.cli.output import cell, print_table
 
     print_table(
         ("QUEUE", "ROLE", "TYPE", "READY", "UNACKED", "CONSUMERS"),
         [
             (
-                row["name"],
-                row["role"],
-                row["type"],
-                cell(row["ready"]) if row["exists"] else "missing",
-                cell(row["unacked"]),
-                cell(row["consumers"]),
+                report.name,
+                report.role,
+                report.type,
+                cell(report.ready) if report.exists else "missing",
+                cell(report.unacked),
+                cell(report.consumers),
             )
-            for row in rows
+            for report in reports
         ],
     )
 

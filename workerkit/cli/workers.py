@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from workerkit.cli.context import Context, json_option, pass_context, print_json
-from workerkit.errors import ControlError
 
 if TYPE_CHECKING:
-    from workerkit.settings import LoadedSettings
+    from workerkit.settings import LoadedSettings, WorkerSettings
     from workerkit.supervision import Instance
 
 _LIMITS = ("ttl", "prefetch_count", "callback_timeout", "memory_limit")
-_GROUP = "workers"
-"""Of the generated files. A project's own programs are in Supervisor too, and are no workers."""
 
 
 @click.command()
@@ -29,50 +25,35 @@ def workers(context: Context, as_json: bool) -> None:
     A `-` is left to the task; `workerkit config show --origin` asks it.
     """
     from workerkit.cli.output import cell, print_table
+    from workerkit.operations.workers import list_workers
 
-    loaded = context.loaded
-    configured = _configured(loaded)
-    instances, note = _live(loaded)
-    if note:
-        click.echo(f"note: {note}", err=True)
+    found = list_workers(context.loaded)
+    rows = [_configured(context.loaded, name, worker) for name, worker in found.configured.items()]
+    if found.unreachable is not None:
+        click.echo(f"note: {found.unreachable}", err=True)
     if as_json:
-        live = [asdict(instance) for instance in instances]
-        print_json({"workers": configured, "supervisor_running": not note, "instances": live})
+        live = [asdict(instance) for instance in found.instances]
+        print_json({"workers": rows, "supervisor_running": found.unreachable is None, "instances": live})
         return
-    if not note:
-        for worker in configured:
-            worker["running"] = sum(i.worker == worker["name"] and i.state == "RUNNING" for i in instances)
-    headers = list(configured[0]) if configured else []
-    print_table([header.upper() for header in headers], [[cell(row[key]) for key in headers] for row in configured])
-    if instances:
+    if found.unreachable is None:
+        for row in rows:
+            row["running"] = found.running(row["name"])
+    headers = list(rows[0]) if rows else []
+    print_table([header.upper() for header in headers], [[cell(row[key]) for key in headers] for row in rows])
+    if found.instances:
         click.echo()
-        print_table(("INSTANCE", "STATE", "PID", "UPTIME", "DETAIL"), map(_row, instances))
+        print_table(("INSTANCE", "STATE", "PID", "UPTIME", "DETAIL"), map(_row, found.instances))
 
 
-def _configured(loaded: LoadedSettings) -> list[dict[str, Any]]:
-    """What the YAML and the environment say about each worker."""
+def _configured(loaded: LoadedSettings, name: str, worker: WorkerSettings) -> dict[str, Any]:
+    """What the YAML and the environment say about a worker."""
     from workerkit.settings import as_written
     from workerkit.settings.model import WorkerSettings, queues_of
 
-    rows = []
-    for name, worker in loaded.settings.workers.items():
-        section = as_written(WorkerSettings, worker)
-        written = loaded.written_worker_keys[name]
-        limits = {key: section[key] if key in written else None for key in _LIMITS}
-        queue = ", ".join(queues_of(worker)) or None
-        rows.append({"name": name, "task": worker.task, "queue": queue, "instances": worker.instances, **limits})
-    return rows
-
-
-def _live(loaded: LoadedSettings) -> tuple[Sequence[Instance], str]:
-    """The instances that Supervisor looks after, or why it cannot be asked."""
-    from workerkit.supervision import SupervisorControl, socket_path
-
-    try:
-        instances = SupervisorControl(socket_path(loaded.project_root)).instances()
-    except ControlError as error:
-        return [], str(error)
-    return [instance for instance in instances if instance.group == _GROUP], ""
+    section, written = as_written(WorkerSettings, worker), loaded.written_worker_keys[name]
+    limits = {key: section[key] if key in written else None for key in _LIMITS}
+    queue = ", ".join(queues_of(worker)) or None
+    return {"name": name, "task": worker.task, "queue": queue, "instances": worker.instances, **limits}
 
 
 def _row(instance: Instance) -> tuple[str, ...]:

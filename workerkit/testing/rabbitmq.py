@@ -14,7 +14,6 @@ Standard library only. Linux only.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import signal
@@ -25,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from workerkit.errors import BrokerError, ConfigurationError, ConnectionFailed
+from workerkit.errors import BrokerError, ConnectionFailed
 from workerkit.testing.system import LOOPBACK, free_ports, kill_tree, listens, shake_hands
 
 _NODE_NAME: Final = "workerkit@localhost"  # may be the same for every node, as each has an epmd of its own
@@ -42,20 +41,6 @@ _PLUGINS: Final = "usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins"
 _FLUSH_EXPRESSION: Final = """
     case mnesia:system_info(is_running) of yes -> mnesia:sync_log(); _ -> ok end,
     lists:foreach(fun dets:sync/1, dets:all()).
-"""
-
-# Where a node that runs in a chroot sees its folder.
-_FOLDER_IN_CHROOT: Final = Path("/mnt")
-
-# Runs a command in a chroot. The mounts are made in a mount namespace that ends with the command: there is nothing to
-# unmount, and no other process, such as one that removes the folder, can walk through them.
-_CHROOT_SCRIPT: Final = """
-    chroot=$1 folder=$2
-    shift 2
-    mount -t proc proc "$chroot/proc"
-    mount --rbind /dev "$chroot/dev"
-    mount --bind "$folder" "$chroot/mnt"
-    exec chroot "$chroot" "$@"
 """
 
 # Outlives Python, whatever Python dies of: its standard input is a pipe that only Python holds open, on which it is
@@ -81,13 +66,13 @@ class PrivateRabbitmq:
     Args:
         root: the folder in which the node makes, and finally removes, a folder of its own. Default: the system's
             temporary folder.
-        chroot: a Debian system whose RabbitMQ is used in place of the machine's; ``scripts/rabbitmq-next.sh`` makes
-            one. Needs root.
     """
 
-    def __init__(self, *, root: Path | None = None, chroot: Path | None = None) -> None:
+    _system = Path("/")
+    """The root folder of the system whose RabbitMQ this is."""
+
+    def __init__(self, *, root: Path | None = None) -> None:
         self._root = root
-        self._chroot = chroot.resolve() if chroot else None
         self._port, self._distribution_port, self._epmd_port = free_ports(3)
         self._folder: Path | None = None
         self._warden: subprocess.Popen[bytes] | None = None
@@ -122,11 +107,6 @@ class PrivateRabbitmq:
         return self._port
 
     @property
-    def chroot(self) -> Path | None:
-        """The system whose RabbitMQ this is; None for the machine's own."""
-        return self._chroot
-
-    @property
     def pid(self) -> int:
         """The process id of the running node (its Erlang virtual machine)."""
         return self._running_beam().pid
@@ -148,7 +128,6 @@ class PrivateRabbitmq:
 
         Raises:
             RabbitmqMissing: RabbitMQ is not installed.
-            ConfigurationError: a chroot was asked for without being root.
             ConnectionFailed: the node died, or did not answer in 60 s; the message ends with the tail of its log.
         """
         if self.running:
@@ -244,14 +223,8 @@ class PrivateRabbitmq:
     # -- starting ---------------------------------------------------------------------------------------------------
 
     def _check_installed(self) -> None:
-        if self._chroot is not None and os.geteuid() != 0:
-            raise ConfigurationError("a RabbitMQ in a chroot can only be started by root")
         if not (self._system / _SERVER.relative_to("/")).is_file():
-            raise RabbitmqMissing(
-                f"no RabbitMQ is installed in {self._chroot}: run scripts/rabbitmq-next.sh"
-                if self._chroot
-                else "no RabbitMQ is installed on this machine: run `apt-get install rabbitmq-server`"
-            )
+            raise RabbitmqMissing("no RabbitMQ is installed on this machine: run `apt-get install rabbitmq-server`")
 
     def _make_folder(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="workerkit-rabbitmq-", dir=self._root))
@@ -267,7 +240,7 @@ class PrivateRabbitmq:
         cookie.chmod(0o400)  # Erlang refuses a cookie that others can read
         (self._folder / "environment.conf").touch()
         (self._folder / "enabled_plugins").write_text("[].\n")
-        # A chroot may have no /etc/hosts. This way no node needs one, nor a helper process to ask the resolver.
+        # This way a node needs no /etc/hosts, nor a helper process to ask the resolver.
         (self._folder / "inetrc").write_text('{lookup, [file]}.\n{host, {127,0,0,1}, ["localhost"]}.\n')
         (self._folder / "advanced.config").write_text(
             f'[{{rabbit, [{{tcp_listeners, [{{"{LOOPBACK}", {self._port}}}]}}]}}].\n'
@@ -323,15 +296,17 @@ class PrivateRabbitmq:
         return process
 
     def _command(self, program: Path, *args: str) -> list[str]:
-        if self._chroot is None:
-            return [str(program), *args]
-        chroot = ["/bin/sh", "-euc", _CHROOT_SCRIPT, "sh", str(self._chroot), str(self._folder)]
-        return ["/usr/bin/unshare", "--mount", "--", *chroot, str(program), *args]
+        """The command that runs a program of the system."""
+        return [str(program), *args]
+
+    def _folder_inside(self) -> Path:
+        """The node's folder, by the path under which the node itself sees it."""
+        assert self._folder is not None
+        return self._folder
 
     def _environment(self) -> dict[str, str]:
         """All that the node's processes see: nothing of the caller's environment or the machine's ``/etc/rabbitmq``."""
-        assert self._folder is not None
-        folder = self._folder if self._chroot is None else _FOLDER_IN_CHROOT
+        folder = self._folder_inside()
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LANG": "C.UTF-8",
@@ -358,10 +333,6 @@ class PrivateRabbitmq:
         }
 
     # -- running ----------------------------------------------------------------------------------------------------
-
-    @property
-    def _system(self) -> Path:
-        return self._chroot or Path("/")
 
     @property
     def _console(self) -> Path | None:

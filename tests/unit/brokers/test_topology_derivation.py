@@ -2,7 +2,13 @@
 
 import pytest
 
-from workerkit.brokers.rabbitmq.topology import derive, explicit_retry_queue, retry_queue, retry_queue_name
+from workerkit.brokers.rabbitmq.topology import (
+    derive,
+    explicit_retry_queue,
+    main_queue_name,
+    retry_queue,
+    retry_queue_name,
+)
 from workerkit.settings import BindingSettings, DelayedRetrySettings, ExchangeSettings, QueueSettings
 from workerkit.settlement import MAX_DELAY
 
@@ -80,3 +86,20 @@ def test_delays_with_jitter_share_a_few_queues() -> None:
 def test_no_delay_is_a_ttl_of_zero() -> None:
     """RabbitMQ drops what has expired before it is queued; one millisecond is soon enough."""
     assert retry_queue("jobs", 0.0).arguments["x-message-ttl"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "main"),
+    [
+        ("jobs", "jobs"),
+        ("jobs.dead", "jobs"),
+        ("jobs.retry.5s", "jobs"),
+        ("jobs.retry.130s.once", "jobs"),
+        ("jobs.retry.now.dead", "jobs.retry.now"),
+        ("jobs.retry.now.retry.5s", "jobs.retry.now"),
+        ("dead", "dead"),
+    ],
+)
+def test_a_derived_name_leads_back_to_the_queue_that_workers_consume(name: str, main: str) -> None:
+    """Where dead letters are replayed to, and what a hint says to declare."""
+    assert main_queue_name(name) == main

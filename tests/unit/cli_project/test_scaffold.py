@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workerkit.cli import scaffold
+from workerkit.operations import scaffold
 from workerkit.settings import load
 
 NEW_PROJECT = [

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workerkit.envelope import dead_queue_name
+from workerkit.envelope import DEAD_SUFFIX, dead_queue_name, is_dead_queue_name
 from workerkit.settings.model import BindingSettings, ExchangeSettings, QueueSettings
 from workerkit.settings.units import format_duration
 from workerkit.settlement import MAX_DELAY
@@ -14,7 +14,9 @@ from workerkit.settlement import MAX_DELAY
 EXPLICIT_RETRY_GRACE = 600.0
 """Seconds for which a retry queue made for one explicit delay outlives that delay, unless it is used again."""
 
-_DEAD_DELIVERY_LIMIT = 1_000_000
+_RETRY_INFIX = ".retry."
+_NO_DELIVERY_LIMIT = 1_000_000
+"""Returns of one message that never happen. Without a limit of its own, a queue may have the broker's, of 20."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,14 @@ class Topology:
 
 def retry_queue_name(queue: str, delay: float) -> str:
     """Where messages of ``queue`` wait for ``delay`` seconds."""
-    return f"{queue}.retry.{format_duration(delay)}"
+    return f"{queue}{_RETRY_INFIX}{format_duration(delay)}"
+
+
+def main_queue_name(name: str) -> str:
+    """The queue that workers consume, from its dead-letter queue's name, one of its retry queues', or its own."""
+    if is_dead_queue_name(name):
+        return name.removesuffix(DEAD_SUFFIX)
+    return name.rpartition(_RETRY_INFIX)[0] or name
 
 
 def derive(
@@ -70,7 +79,7 @@ def derive(
             "x-delayed-retry-min": _milliseconds(settings.delayed_retry.min),
             "x-delayed-retry-max": _milliseconds(settings.delayed_retry.max),
             # Failures are counted by the broker here; the default limit of 20 would drop a message without a trace.
-            "x-delivery-limit": _DEAD_DELIVERY_LIMIT,
+            "x-delivery-limit": _NO_DELIVERY_LIMIT,
         }
     return Topology(
         queue=Queue(name, arguments, tuple(settings.bindings)),
@@ -78,7 +87,7 @@ def derive(
             dead_queue_name(name),
             # Looking at dead letters hands them out and takes them back, and each such return counts towards the
             # delivery limit on most versions: with the default of 20 (RabbitMQ 4.0), looking twenty times drops them.
-            {"x-queue-type": "quorum", "x-delivery-limit": _DEAD_DELIVERY_LIMIT},
+            {"x-queue-type": "quorum", "x-delivery-limit": _NO_DELIVERY_LIMIT},
         ),
         retries=() if native else tuple(retry_queue(name, delay) for delay in sorted(set(delays))),
         exchanges={

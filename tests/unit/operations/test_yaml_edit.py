@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workerkit.cli.yaml_edit import add_worker
+from workerkit.operations.yaml_edit import add_worker
 from workerkit.settings import load
 
 KEYS = {"task": "workers.new:NewWorker", "queue": "new"}

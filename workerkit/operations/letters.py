@@ -1,27 +1,20 @@
-"""Dead letters: what they say of their end, which of them are meant, and the way back."""
+"""One dead letter: what it says of its end, whether it is meant, what is shown of it."""
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
-from workerkit import envelope, headers
-from workerkit.brokers.rabbitmq.amqp import Connection
-from workerkit.brokers.rabbitmq.browse import Browser
-from workerkit.brokers.rabbitmq.pipeline import Failure, Pipeline
-from workerkit.brokers.rabbitmq.publisher import Publisher
-from workerkit.brokers.rabbitmq.wire import is_not_for_copies
+from workerkit import headers
 from workerkit.ports import Delivery
 from workerkit.properties import Properties, decode
 
-REPLAY_WIDTH = 50
-"""Messages in flight. Each has its time limit from the moment it is written, however long the bodies before it are."""
 UNKNOWN = "unknown"
 """The reason of a message that nothing says anything about: somebody published it here."""
 
@@ -153,107 +146,82 @@ class Exactly:
         return True
 
 
-@dataclass
-class Result:
-    """What became of the selected messages."""
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A dead letter in one line.
 
-    done: int = 0
-    skipped: list[str] = field(default_factory=list)
-    """Those that could not be copied, each with its reason. They are still in the queue."""
-    found: set[str | None] = field(default_factory=set)
-    """The ids of all that were selected."""
-    failure: Failure | None = None
-    interrupted: bool = False
-
-
-T = TypeVar("T")
-
-
-async def read(
-    connection: Connection, queue: str, count: int, select: Select, keep: Callable[[DeadLetter], T]
-) -> list[T]:
-    """What ``keep`` makes of each that is selected among the first ``count`` messages; all stay in the queue.
-
-    Raises:
-        BrokerError: the connection or the queue is gone.
+    Attributes:
+        number: 1-based place in the queue.
+        message_id: None if it has none.
+        reason: why it died.
+        exception: the type that the callback raised.
+        message: one line on what happened.
+        attempt: number of the run that was the last.
+        failed_at: ISO 8601, UTC.
+        size: bytes of the body.
     """
-    async with Browser(connection, queue, count) as browser:
-        return [keep(letter) async for letter in _selected(browser, select)]
+
+    number: int
+    message_id: str | None
+    reason: str
+    exception: str | None
+    message: str | None
+    attempt: int | None
+    failed_at: str | None
+    size: int
 
 
-async def replay(
-    connection: Connection,
-    queue: str,
-    count: int,
-    select: Select,
-    *,
-    publisher: Publisher,
-    target: str,
-    progress: Callable[[], None],
-) -> Result:
-    """Publish the selected messages to ``target``, each as a first attempt, and take it out once the broker has that.
+@dataclass(frozen=True, slots=True)
+class Details(Summary):
+    """A dead letter in full.
 
-    Ends at the first that fails. A message may be in both queues when it is cut off in between, and is never in none.
-
-    Args:
-        connection: for reading; the publisher should have its own.
-        queue: the dead-letter queue.
-        count: how many of its messages to look at.
-        select: which of those.
-        publisher: for the copies.
-        target: the queue they go to; must exist.
-        progress: called after each.
-
-    Raises:
-        BrokerError: the dead letters cannot be read any more.
+    Attributes:
+        properties: AMQP properties that are set, headers not among them.
+        headers: without the traceback.
+        body: as text, or in base64.
+        body_encoding: which of the two.
+        traceback: of the exception.
     """
-    result = Result()
-    pipeline = Pipeline(REPLAY_WIDTH)
-    async with Browser(connection, queue, count) as browser:
 
-        async def move(letter: DeadLetter, properties: bytes) -> None:
-            await publisher.publish("", target, properties, letter.delivery.body)
-            browser.ack(letter.delivery)
-            progress()
-
-        try:
-            async for letter in _selected(browser, select):
-                result.found.add(letter.id)
-                try:
-                    properties = envelope.replayed(letter.delivery.raw_properties, drop=is_not_for_copies)
-                except ValueError as error:
-                    result.skipped.append(f"number {letter.number} (id {letter.id or '-'}): {error}")
-                    continue
-                if not await pipeline.submit(letter.number, partial(move, letter, properties)):
-                    break
-        except asyncio.CancelledError:
-            result.interrupted = True
-        finally:
-            await pipeline.drain()  # what is on its way is confirmed, or will be there twice
-    result.done, result.failure = pipeline.done, pipeline.failure
-    return result
+    properties: dict[str, Any]
+    headers: dict[str, Any]
+    body: str
+    body_encoding: Literal["utf-8", "base64"]
+    traceback: str | None
 
 
-async def drop(connection: Connection, queue: str, count: int, select: Select, progress: Callable[[], None]) -> Result:
-    """Delete the selected messages. Arguments and errors are those of ``replay``."""
-    result = Result()
-    async with Browser(connection, queue, count) as browser:
-        try:
-            async for letter in _selected(browser, select):
-                browser.ack(letter.delivery)
-                result.found.add(letter.id)
-                result.done += 1
-                progress()
-        except asyncio.CancelledError:
-            result.interrupted = True
-    return result
+def summary(letter: DeadLetter) -> Summary:
+    """What a list shows of a dead letter."""
+    return Summary(**_summarised(letter))
 
 
-async def _selected(browser: Browser, select: Select) -> AsyncIterator[DeadLetter]:
-    number = selected = 0
-    while (select.limit is None or selected < select.limit) and (delivery := await browser.next()):
-        number += 1
-        letter = DeadLetter(number, delivery)
-        if select(letter):
-            selected += 1
-            yield letter
+def details(letter: DeadLetter) -> Details:
+    """All that there is to show of a dead letter."""
+    properties = asdict(letter.properties)
+    others = {key: value for key, value in properties.pop("headers").items() if key != headers.TRACEBACK}
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+    try:
+        body = letter.delivery.body.decode()
+    except UnicodeDecodeError:
+        encoding, body = "base64", base64.b64encode(letter.delivery.body).decode()
+    return Details(
+        **_summarised(letter),
+        properties={key: value for key, value in properties.items() if value is not None},
+        headers=others,
+        body=body,
+        body_encoding=encoding,
+        traceback=letter.traceback,
+    )
+
+
+def _summarised(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "number": letter.number,
+        "message_id": letter.id,
+        "reason": letter.reason,
+        "exception": letter.exception,
+        "message": letter.message,
+        "attempt": letter.attempt,
+        "failed_at": letter.failed_at,
+        "size": len(letter.delivery.body),
+    }
