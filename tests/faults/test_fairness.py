@@ -1,6 +1,7 @@
 """``prefetch_count: auto``: fast where callbacks are short, fair where they are long."""
 
 import itertools
+import itertools
 import json
 import time
 from collections import Counter
