@@ -10,11 +10,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import msgspec
 import structlog.testing
 
 from workerkit.brokers.memory import MemoryBroker, Record
 from workerkit.message import MessageAdapter
+from workerkit.outgoing import encode_body
 from workerkit.payload import body_decoder
 from workerkit.properties import Properties, encode
 from workerkit.retry import RetryPolicy
@@ -125,11 +125,7 @@ class WorkerTest(Generic[Task]):
             TypeError: there is no such property, or both ``data`` and ``body`` are given.
             ValueError: a property or a header cannot be sent.
         """
-        if body is None:
-            body = msgspec.json.encode(data)
-            content_type = content_type or "application/json"
-        elif data is not None:
-            raise TypeError("publish takes data or body, not both")
+        body, content_type = encode_body(data, body, content_type)
         raw_properties = encode(
             Properties(
                 content_type=content_type,
