@@ -155,21 +155,19 @@ def check_header_name(name: str) -> None:
 
 def _target(queue: str | None, exchange: str, routing_key: str | None) -> tuple[str, str]:
     """Exchange and routing key."""
-    _check_text("the name of a queue", queue)
+    _check_text("the name of a queue", queue, least=1)
     _check_text("the name of an exchange", exchange)
     _check_text("a routing key", routing_key)
     if queue is not None:
         if exchange or routing_key is not None:
             raise ValueError("a message is for a queue, or for an exchange with a routing key, not for both")
-        if not queue:
-            raise ValueError("the name of a queue is empty")
         return "", queue
     if not exchange and not routing_key:
         raise ValueError("a message needs a queue, or an exchange")
     return exchange, routing_key or ""
 
 
-def _check_text(what: str, text: str | None) -> None:
+def _check_text(what: str, text: str | None, least: int = 0) -> None:
     """Whether it fits into a short string of AMQP."""
     if text is None:
         return
@@ -179,8 +177,8 @@ def _check_text(what: str, text: str | None) -> None:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise ValueError(f"{what} cannot be written as UTF-8: {text!r}") from None
-    if size > _TEXT_LIMIT:
-        raise ValueError(f"{what} has at most {_TEXT_LIMIT} bytes, not {size}")
+    if not least <= size <= _TEXT_LIMIT:
+        raise ValueError(f"{what} has {least} to {_TEXT_LIMIT} bytes, not {size}")
 
 
 def _check_whole_number(what: str, number: int | None, most: int) -> None:

@@ -13,14 +13,12 @@ from typing import Any, Protocol, TypeVar
 
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.brokers.rabbitmq.browse import Browser
-from workerkit.brokers.rabbitmq.pipeline import Failure, Pipeline
 from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.stream import Failure, Stream
 from workerkit.properties import Properties, decode
 from workerkit.worker import copies
 from workerkit.worker.ports import Delivery
 
-REPLAY_WIDTH = 50
-"""Messages in flight. Each has its time limit from the moment it is written, however long the bodies before it are."""
 UNKNOWN = "unknown"
 """The reason of a message that nothing says anything about: somebody published it here."""
 
@@ -207,12 +205,11 @@ async def replay(
         BrokerError: the dead letters cannot be read any more.
     """
     result = Result()
-    pipeline = Pipeline(REPLAY_WIDTH)
+    stream = Stream(publisher)
     async with Browser(connection, queue, count) as browser:
 
-        async def move(letter: DeadLetter, properties: bytes) -> None:
-            await publisher.publish("", target, properties, letter.delivery.body)
-            browser.ack(letter.delivery)
+        def take_out(delivery: Delivery) -> None:
+            browser.ack(delivery)
             progress()
 
         try:
@@ -223,13 +220,15 @@ async def replay(
                 except ValueError as error:
                     result.skipped.append(f"number {letter.number} (id {letter.id or '-'}): {error}")
                     continue
-                if not await pipeline.submit(letter.number, partial(move, letter, properties)):
+                delivery = letter.delivery
+                confirmed = partial(take_out, delivery)
+                if not await stream.send(letter.number, target, properties, delivery.body, confirmed):
                     break
         except asyncio.CancelledError:
             result.interrupted = True
         finally:
-            await pipeline.drain()  # what is on its way is confirmed, or will be there twice
-    result.done, result.failure = pipeline.done, pipeline.failure
+            await publisher.drain()  # what is on its way is confirmed, or will be there twice
+    result.done, result.failure = stream.confirmed, stream.failure
     return result
 
 
