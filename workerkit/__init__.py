@@ -1,5 +1,7 @@
 """RabbitMQ workers in Python that do not lose messages and say why anything died."""
 
+from typing import TYPE_CHECKING, Any
+
 from workerkit.errors import (
     AlreadySettled,
     ConfigurationError,
@@ -20,8 +22,12 @@ from workerkit.settlement import Cause, Reason
 from workerkit.shutdown import ShutdownHelper
 from workerkit.task import WorkerTask
 
+if TYPE_CHECKING:
+    from workerkit.publishing import AsyncPublisher, Publisher
+
 __all__ = [
     "AlreadySettled",
+    "AsyncPublisher",
     "Cause",
     "ConfigurationError",
     "MessageAdapter",
@@ -30,6 +36,7 @@ __all__ = [
     "PublishFailed",
     "PublishRefused",
     "PublishTimeout",
+    "Publisher",
     "Reason",
     "RejectMessage",
     "RetryMessage",
@@ -40,3 +47,12 @@ __all__ = [
     "WorkerTask",
     "WorkerkitError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what publishes when it is asked for: an executor, which imports this package, has no use for it."""
+    if name in ("AsyncPublisher", "Publisher"):
+        import workerkit.publishing as publishing  # noqa: PLC0415, PLR0402
+
+        return getattr(publishing, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """The shape of the code: which way imports point, who may know pika, what is public, how long a file may be."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ LAYERS = (
     ("the words", {"errors", "properties", "settlement", "message", "outgoing"}),
     ("what users subclass and declare", {"settings", "retry", "topology", "shutdown", "log", "payload", "task"}),
     ("one running worker", {"worker"}),
-    ("brokers", {"brokers"}),
+    ("brokers, and publishing to them", {"brokers", "publishing"}),
     ("what puts the parts together", {"wiring", "supervision", "testing"}),
     ("the command line", {"cli", "__main__"}),
 )
@@ -24,6 +25,7 @@ LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in name
 
 PUBLIC = {
     "AlreadySettled",
+    "AsyncPublisher",
     "Cause",
     "ConfigurationError",
     "MessageAdapter",
@@ -32,6 +34,7 @@ PUBLIC = {
     "PublishFailed",
     "PublishRefused",
     "PublishTimeout",
+    "Publisher",
     "Reason",
     "RejectMessage",
     "RetryMessage",
@@ -73,7 +76,7 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_point_downwards(path: Path) -> None:
-    """cli → wiring → brokers → worker → task, topology, settings → words."""
+    """cli → wiring → brokers, publishing → worker → task, topology, settings → words."""
     assert part_of(path) in LEVEL, f"{part_of(path)} has no layer: give it one in LAYERS"
     for line, name in imports(path):
         package, _, rest = name.partition(".")
@@ -121,3 +124,14 @@ def test_the_folder_supervisor_is_no_package() -> None:
 def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
     """What is longer has two subjects."""
     assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+def test_importing_workerkit_costs_no_client_library() -> None:
+    """An executor imports it in every process; what publishes is there as soon as somebody asks for it."""
+    code = """
+import sys, workerkit
+assert not sys.modules.keys() & {"pika", "asyncio", "workerkit.publishing"}, sys.modules.keys()
+from workerkit import AsyncPublisher, Publisher
+assert Publisher.__module__ == "workerkit.publishing.publisher"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
