@@ -1,4 +1,4 @@
-"""``Publisher`` and ``AsyncPublisher`` against a real broker: it has the message, or an error says where the message is."""
+"""``Publisher`` and ``AsyncPublisher`` against a real broker: it has the message, or an error says why not."""
 
 import asyncio
 import json
@@ -81,8 +81,7 @@ def test_a_message_without_a_queue_is_unroutable_and_one_for_a_full_queue_refuse
     rabbit.declare(queue, max_length=1, overflow="reject-publish")
     publisher.publish(queue, 1)
     with pytest.raises(PublishRefused, match="is the queue full"):
-        while True:  # one more than the limit may fit
-            publisher.publish(queue, 2)
+        publisher.publish_many((queue, 2) for _ in range(5))  # one more than the limit may fit
     with pytest.raises(Unroutable, match="routing key 'nowhere'"):
         publisher.publish("nowhere", 3)
     with pytest.raises(Unroutable, match="'nowhere' does not exist"):
@@ -283,7 +282,7 @@ def test_a_delayed_message_comes_after_its_delay(publisher: Publisher, rabbit: R
     while not (arrived := rabbit.take_all(queue)):
         assert time.monotonic() - started < 20
     assert time.monotonic() - started >= 1.5
-    assert arrived[0][1].headers["x-death"][0]["queue"] == f"{queue}.retry.1.5s.once"
+    assert arrived[0][1].headers["x-death"][0]["queue"] == f"{queue}.retry.1500ms.once"
 
 
 def test_delays_of_the_configuration_share_the_queues_of_retries(
@@ -483,19 +482,28 @@ def test_the_end_of_the_interpreter_closes_in_order(rabbitmq: PrivateRabbitmq, r
     assert "client unexpectedly closed TCP connection" not in rabbitmq.log.rpartition(queue)[2]
 
 
+INTERRUPTED = """
+import signal, sys
+from workerkit import Publisher
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+publisher = Publisher(sys.argv[1])
+publisher.publish("q", 1)
+print("ready", flush=True)
+sys.stdin.readline()
+print("go", flush=True)
+publisher.publish("q", 2)
+"""
+
+
 def test_an_interrupt_ends_the_wait(frozen: PrivateRabbitmq) -> None:
     """Ctrl-C: at once, though the broker does not answer."""
-    script = (
-        "import sys; from workerkit import Publisher; p = Publisher(sys.argv[1]); p.publish('q', 1); print('ready', "
-    )
-    script += "flush=True); sys.stdin.readline(); print('go', flush=True); p.publish('q', 2)"
     with subprocess.Popen(
-        [sys.executable, "-c", script, frozen.url],
+        [sys.executable, "-c", INTERRUPTED, frozen.url],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
