@@ -4,7 +4,7 @@ import pytest
 
 from workerkit.settings import BindingSettings, DelayedRetrySettings, Duration, ExchangeSettings, QueueSettings
 from workerkit.settlement import MAX_DELAY
-from workerkit.topology import derive, explicit_retry_queue, retry_queue, retry_queue_name
+from workerkit.topology import derive, explicit_retry_queue, nearest_declared, retry_queue, retry_queue_name
 
 TTL_LIMIT = 2**32 - 1
 
@@ -80,3 +80,9 @@ def test_delays_with_jitter_share_a_few_queues() -> None:
 def test_no_delay_is_a_ttl_of_zero() -> None:
     """RabbitMQ drops what has expired before it is queued; one millisecond is soon enough."""
     assert retry_queue("jobs", 0.0).arguments["x-message-ttl"] == 1
+
+
+@pytest.mark.parametrize(("delay", "nearest"), [(1, 5), (5, 5), (17, 5), (17.5, 30), (31, 30), (9999, 300)])
+def test_the_nearest_of_the_declared_delays_is_used_where_none_may_be_made(delay: float, nearest: float) -> None:
+    """Of two as near the longer: a message does not come before its time."""
+    assert nearest_declared((5.0, 30.0, 300.0), delay) == nearest
