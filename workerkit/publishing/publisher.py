@@ -42,6 +42,7 @@ class Publisher:
     connection is opened by the first publish and again after a loss. A message that was on its way when the connection
     was lost is published again, with the same message id: it may arrive twice, and is not lost.
 
+    * **Event loops**: a publish blocks the thread that calls it; code on a loop uses ``AsyncPublisher``.
     * **Forks**: a child opens a connection of its own when it first publishes, and never touches its parent's. What the
       parent's threads are publishing at that moment is the parent's.
     * **Signal handlers** may publish and close, also when they interrupt a publish.

@@ -109,6 +109,11 @@ class Publisher:
         await done
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a channel to publish on."""
+        return self._channel is not None and self._channel.is_open
+
+    @property
     def ready(self) -> bool:
         """Whether there is a channel, and room for one more message."""
         return self._channel is not None and not self._full

@@ -17,8 +17,13 @@ from workerkit.settings.model import BrokerSettings, Settings
 
 
 def check_url(url: str) -> None:
-    """Whether a connection can be tried. Raises ValueError."""
-    pika.URLParameters(url)
+    """Whether a connection can be tried. Raises ValueError, whose text shows nothing of the URL, nor of its password."""
+    try:
+        pika.URLParameters(url)
+    except Exception:  # noqa: BLE001 - pika evaluates options of the URL
+        raise ValueError(
+            "the broker's URL cannot be read: write amqp://user:password@host:5672/vhost, special characters as %XX"
+        ) from None
 
 
 class RabbitmqPublishing:
@@ -46,11 +51,12 @@ class RabbitmqPublishing:
         )
 
     async def room(self, message: Outgoing) -> None:
-        # Opened for all, and not given up with whoever waited first: a time limit may be shorter than a handshake.
-        if self._opening is None or self._opening.done():
-            self._opening = asyncio.create_task(self._publisher.channel())
-            self._opening.add_done_callback(_look_at_error)
-        await asyncio.shield(self._opening)
+        if not self._publisher.connected:
+            # Opened for all, and not given up with whoever waited first: a time limit may be shorter than a handshake.
+            if self._opening is None or self._opening.done():
+                self._opening = asyncio.create_task(self._publisher.channel())
+                self._opening.add_done_callback(_look_at_error)
+            await asyncio.shield(self._opening)
         if message.delay is not None:
             try:
                 await self._delays.prepare(message.routing_key, message.delay, self._publisher.connection)
