@@ -17,7 +17,7 @@ from workerkit.settings.model import BrokerSettings, Settings
 
 
 def check_url(url: str) -> None:
-    """Whether a connection can be tried. Raises ValueError, whose text shows nothing of the URL, nor of its password."""
+    """Whether a connection can be tried. Raises ValueError, whose text shows nothing of the URL or its password."""
     try:
         pika.URLParameters(url)
     except Exception:  # noqa: BLE001 - pika evaluates options of the URL
