@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from workerkit.errors import PublishTimeout
 from workerkit.outgoing import MessageOptions, Outgoing, compose
 from workerkit.properties import decode_ids
 from workerkit.publishing.adapters import MakeAdapter, adapter_for_url, adapter_from_config
@@ -20,6 +21,8 @@ from workerkit.publishing.thread import Feed, LoopThread
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds from the call to the confirm."""
+_STALL = 5.0
+"""Seconds beyond its time that a message is waited for, before its thread counts as one that does not run."""
 _EXIT_PATIENCE = 2.0
 """Seconds for which the end of the interpreter waits for what threads that it does not wait for are publishing."""
 
@@ -113,7 +116,7 @@ class Publisher:
         """
         message = compose(queue, data, **options)
         sending = self._thread().submit(lambda sender: sender.publish(message))
-        _result(sending)
+        _result(sending, self._timeout + _STALL)
         return decode_ids(message.raw_properties)[0] or ""
 
     def publish_many(self, messages: Iterable[Outgoing | tuple[str, Any]]) -> int:
@@ -184,9 +187,14 @@ def as_message(message: Outgoing | tuple[str, Any]) -> Outgoing:
     raise TypeError(f"a message is a pair of queue and data, or comes from message(), and is not {message!r:.100}")
 
 
-def _result(sending: concurrent.futures.Future[T]) -> T:
+def _result(sending: concurrent.futures.Future[T], patience: float | None = None) -> T:
     try:
-        return sending.result()
+        return sending.result(patience)
+    except TimeoutError:
+        sending.cancel()
+        raise PublishTimeout(
+            "the publisher's thread does not run; the message may have arrived (uWSGI needs `enable-threads`)"
+        ) from None
     except concurrent.futures.CancelledError:
         raise RuntimeError("the publisher was closed meanwhile") from None
     except BaseException:
