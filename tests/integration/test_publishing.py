@@ -524,7 +524,8 @@ def test_an_interrupt_ends_the_wait(frozen: PrivateRabbitmq) -> None:
 
 def run_script(code: str, *arguments: str) -> str:
     """What a program prints that ends well and says nothing else."""
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", code, *arguments]
+    quiet = ("-W", "error::ResourceWarning", "-W", "ignore::DeprecationWarning")  # Python 3.12 warns of forks
+    command = [sys.executable, *quiet, "-c", code, *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout

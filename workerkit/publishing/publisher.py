@@ -49,8 +49,8 @@ class Publisher:
     * **Forks**: a child opens a connection of its own when it first publishes, and never touches its parent's. What the
       parent's threads are publishing at that moment is the parent's.
     * **Signal handlers** may publish and close, also when they interrupt a publish.
-    * **close()** waits for what other threads are publishing; a publish after it is a RuntimeError. In a child, it
-      closes the child's connection only.
+    * **close()** waits for what other threads are publishing; a publish after it is a RuntimeError, and so ends a
+      ``publish_many`` whose iterable goes on. In a child, it closes the child's connection only.
     * **The end of the interpreter** closes what is open. It waits two seconds for what daemon threads are publishing.
 
     Args:

@@ -35,6 +35,7 @@ class Sender:
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._trouble = ""  # with the connection, lately
         self._busy = 0
+        self._reading: set[asyncio.Task[None]] = set()  # a source may be silent for ever
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -61,20 +62,30 @@ class Sender:
         Raises:
             PublishFailed: as ``publish``, with the message's ``index``.
             BrokerError, ConfigurationError: as ``publish``.
+            RuntimeError: ``close`` was called meanwhile.
+            Exception: whatever the iterable raises; what it gave before has been confirmed.
         """
         self._enter()
+        run = _Run(self, self._adapter, self._timeout)
+        reading = self._loop.create_task(run.send_all(batches))
+        self._reading.add(reading)
         try:
-            run = _Run(self, self._adapter, self._timeout)
-            try:
-                await run.send_all(batches)
-                return await run.end()
-            finally:
-                run.stop()
+            await asyncio.wait({reading})
+            confirmed = await run.end()
+            if reading.cancelled():
+                raise RuntimeError("the publisher was closed meanwhile")
+            reading.result()
+            return confirmed
         finally:
+            self._reading.discard(reading)
+            reading.cancel()
+            run.stop()
             self._leave()
 
     async def close(self) -> None:
-        """Wait for what is being published, none of which takes longer than its time, and close the connection."""
+        """Read no more, wait for what is on its way, none of which takes longer than its time; close the connection."""
+        for reading in self._reading:
+            reading.cancel()
         await self._idle.wait()
         await self._adapter.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -109,3 +110,25 @@ def test_a_publisher_can_be_closed_before_it_was_used_and_twice() -> None:
     publisher.close()
     with pytest.raises(RuntimeError, match="the publisher is closed"):
         publisher.publish("q", 1)
+
+
+def test_closing_does_not_wait_for_a_source_that_is_silent(publisher: Publisher, adapter: Adapter) -> None:
+    """What it gave is published; whoever reads it learns that the rest is not."""
+    silent = threading.Event()
+
+    def messages() -> Iterator[tuple[str, int]]:
+        yield "q", 1
+        silent.wait(10)
+        while True:
+            yield "q", 2
+
+    with ThreadPoolExecutor(1) as pool:
+        publishing = pool.submit(publisher.publish_many, messages())
+        while not adapter.bodies:
+            assert not publishing.done()
+        publisher.close()
+        assert not publishing.done()
+        silent.set()
+        with pytest.raises(RuntimeError, match="closed meanwhile"):
+            publishing.result(10)
+    assert adapter.bodies == [b"1"]

@@ -238,3 +238,21 @@ async def test_closing_waits_for_what_is_being_published() -> None:
     await adapter.answer(None)
     await asyncio.gather(publishing, closing)
     assert adapter.closed
+
+
+@on_a_loop
+async def test_what_an_iterable_gave_before_it_failed_is_waited_for() -> None:
+    """Its error says nothing about them."""
+    adapter = Adapter()
+
+    async def breaks() -> AsyncIterator[list[Outgoing]]:
+        yield [message(1)]
+        raise LookupError("the table is gone")
+
+    publishing = asyncio.create_task(Sender(adapter, timeout=10).publish_many(breaks()))
+    await has_sent(adapter, 1)
+    await asyncio.sleep(0.01)
+    assert not publishing.done()
+    await adapter.answer(None)
+    with pytest.raises(LookupError):
+        await publishing
