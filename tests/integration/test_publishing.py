@@ -423,9 +423,10 @@ def on_signal(*_):
     global caught
     publisher.publish(queue, ["signal", caught])
     caught += 1
+    signal.setitimer(signal.ITIMER_REAL, 0.003)
 
 signal.signal(signal.SIGALRM, on_signal)
-signal.setitimer(signal.ITIMER_REAL, 0.001, 0.007)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
 number = 0
 while caught < 50:
     publisher.publish(queue, ["main", number])
