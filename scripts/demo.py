@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from workerkit.brokers.rabbitmq import admin
-from workerkit.brokers.rabbitmq.bulk import Outgoing, publish_all
+from workerkit.brokers.rabbitmq.bulk import Line, publish_all
 from workerkit.errors import WorkerkitError
 from workerkit.properties import Properties, encode
 from workerkit.testing.rabbitmq import PrivateRabbitmq
@@ -168,9 +168,9 @@ def _properties(message: Message) -> bytes:
 
 
 async def _publish_all(project: DemoProject, messages: list[Message], on_confirmed: Callable[[int], None]) -> None:
-    async def of(worker: str) -> AsyncIterator[list[Outgoing]]:
+    async def of(worker: str) -> AsyncIterator[list[Line]]:
         yield [
-            Outgoing(number, _properties(message), message.body)
+            Line(number, _properties(message), message.body)
             for number, message in enumerate(messages)
             if message.worker == worker
         ]

@@ -9,7 +9,11 @@
     │   ├── ConnectionLost          it answered and then went away                      exit 75
     │   ├── AccessRefused           credentials, virtual host or permission             exit 77
     │   ├── QueueNotFound           the named queue does not exist                      exit 65
-    │   └── PublishFailed           not confirmed: returned, nacked or timed out        exit 75
+    │   └── PublishFailed           the broker did not take a message                   exit 75
+    │       ├── Unroutable          no queue is there for it: it is nowhere             exit 75
+    │       ├── PublishRefused      the broker refused it: it is nowhere                exit 75
+    │       └── Unconfirmed         the connection was lost: it may have arrived        exit 75
+    │           └── PublishTimeout  no confirm in time: it may have arrived             exit 75
     ├── BadData                     input to a command cannot be used                   exit 65
     ├── ControlError                Supervisor did not answer or refused                exit 69
     └── MessageError                misuse of one message, raised inside a callback
@@ -119,6 +123,25 @@ class QueueNotFound(BrokerError):
 
 class PublishFailed(BrokerError):
     """A message was published and the broker did not take responsibility for it."""
+
+    index: int | None = None
+    """Which of the messages of ``publish_many`` it is, from 0; all before it were confirmed. None for a single one."""
+
+
+class Unroutable(PublishFailed):
+    """No queue took the message, or there is no such exchange: it is nowhere."""
+
+
+class PublishRefused(PublishFailed):
+    """The broker refused the message, because its queue is full for example: it is nowhere."""
+
+
+class Unconfirmed(PublishFailed):
+    """The connection was lost before the confirm: the message may have arrived."""
+
+
+class PublishTimeout(Unconfirmed):
+    """No confirm came in time: the message may have arrived, or arrive yet, or was not sent, which the text says."""
 
 
 class BadData(WorkerkitError):

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -197,3 +197,22 @@ def _milliseconds(seconds: float) -> str:
     if not 0 <= seconds <= MAX_DELAY:  # RabbitMQ closes the channel on a bigger one
         raise ValueError(f"an expiration must be from 0 to {MAX_DELAY:.0f} seconds (49 days), not {seconds!r}")
     return str(math.ceil(seconds * 1000))
+
+
+class MessageOptions(TypedDict, total=False):
+    """What ``compose`` takes by name, for those that pass it on."""
+
+    body: bytes | None
+    exchange: str
+    routing_key: str | None
+    delay: float | None
+    headers: Mapping[str, Any] | None
+    message_id: str | None
+    correlation_id: str | None
+    content_type: str | None
+    priority: int | None
+    type: str | None
+    app_id: str | None
+    reply_to: str | None
+    expiration: float | None
+    timestamp: int | None

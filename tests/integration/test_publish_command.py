@@ -8,8 +8,8 @@ import uuid
 import pytest
 from command_project import Client, Project, unique
 
-from workerkit.brokers.rabbitmq.bulk import Outgoing, publish_all
-from workerkit.brokers.rabbitmq.publisher import Nacked
+from workerkit.brokers.rabbitmq.bulk import Line, publish_all
+from workerkit.errors import PublishRefused
 from workerkit.properties import Properties, encode
 from workerkit.settings.model import BrokerSettings, Settings
 
@@ -101,10 +101,10 @@ def test_every_confirmed_message_is_told_of_while_it_goes_on(rabbitmq, client, q
     told = []
 
     async def batches():
-        yield [Outgoing(number, encode(Properties(delivery_mode=2)), b"x") for number in range(2500)]
+        yield [Line(number, encode(Properties(delivery_mode=2)), b"x") for number in range(2500)]
         await asyncio.sleep(1)
         assert sum(told) == 2500
-        yield [Outgoing(2500, encode(Properties(delivery_mode=2)), b"x")]
+        yield [Line(2500, encode(Properties(delivery_mode=2)), b"x")]
 
     settings = Settings(broker=BrokerSettings(url=rabbitmq.url))
     published = asyncio.run(
@@ -126,7 +126,7 @@ def test_nothing_more_is_published_after_the_first_failure(rabbitmq, client):
         nonlocal taken
         for number in range(20_000):
             taken += 1
-            yield Outgoing(number, encode(Properties()), b"x")
+            yield Line(number, encode(Properties()), b"x")
 
     async def batches():
         yield batch()
@@ -135,7 +135,7 @@ def test_nothing_more_is_published_after_the_first_failure(rabbitmq, client):
     settings = Settings(broker=BrokerSettings(url=rabbitmq.url))
     ignore = {"on_confirmed": lambda _count: None, "on_blocked": pytest.fail}
     published = asyncio.run(publish_all(settings, name, None, batches(), **ignore))
-    assert isinstance(published.failure.error, Nacked)
+    assert isinstance(published.failure.error, PublishRefused)
     assert published.failure.before == 3
     assert published.confirmed == client.ready(name)
     assert taken < 5000

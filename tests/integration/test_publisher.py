@@ -14,8 +14,8 @@ from support.rabbit import Rabbit
 from workerkit.brokers.rabbitmq import amqp
 from workerkit.brokers.rabbitmq import publisher as publisher_module
 from workerkit.brokers.rabbitmq.amqp import Connection
-from workerkit.brokers.rabbitmq.publisher import Nacked, Publisher, Returned, TimedOut, Unconfirmed
-from workerkit.errors import BrokerError, PublishFailed
+from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.errors import BrokerError, PublishFailed, PublishRefused, PublishTimeout, Unconfirmed, Unroutable
 from workerkit.properties import Properties, encode
 from workerkit.testing.rabbitmq import PrivateRabbitmq
 
@@ -83,7 +83,7 @@ async def test_each_of_many_in_flight_has_its_own_outcome(
     async with publisher_to(rabbitmq) as publisher:
         keys = [f"{queue}-größer" if number % 3 == 2 else queue for number in range(len(bodies))]
         outcomes = await publish(publisher, *zip(keys, bodies, strict=True))
-    assert [type(outcome) for outcome in outcomes] == [Returned if key != queue else type(None) for key in keys]
+    assert [type(outcome) for outcome in outcomes] == [Unroutable if key != queue else type(None) for key in keys]
     assert f"routing key '{queue}-größer'): 312 NO_ROUTE" in str(outcomes[2])
     arrived = [body for body, _ in rabbit.take_all(queue)]
     assert arrived == [body for key, body in zip(keys, bodies, strict=True) if key == queue]
@@ -95,7 +95,7 @@ async def test_what_a_full_queue_refuses_is_nacked(rabbitmq: PrivateRabbitmq, ra
     rabbit.declare(queue, max_length=5, overflow="reject-publish")
     async with publisher_to(rabbitmq) as publisher:
         outcomes = await publish(publisher, *((queue, b"%d" % number) for number in range(300)))
-    assert {type(outcome) for outcome in outcomes} == {type(None), Nacked}
+    assert {type(outcome) for outcome in outcomes} == {type(None), PublishRefused}
     confirmed = [b"%d" % number for number, outcome in enumerate(outcomes) if outcome is None]
     assert [body for body, _ in rabbit.take_all(queue)] == confirmed
 
@@ -115,10 +115,11 @@ async def test_a_closed_channel_ends_what_is_in_flight_and_another_takes_over(
         connection = publisher._connection
         again = await publish(publisher, *((queue, b"again %d" % number) for number in range(500)), ("nowhere", b""))
         assert publisher._connection is connection
-    assert {type(outcome) for outcome in outcomes[200:]} == {Unconfirmed}
-    assert "NOT_FOUND" in str(outcomes[200])
+    assert isinstance(outcomes[200], Unroutable)
+    assert "no exchange 'no-such-exchange'" in str(outcomes[200])
+    assert {type(outcome) for outcome in outcomes[201:]} == {Unconfirmed}
     assert {type(outcome) for outcome in outcomes[:200]} <= {type(None), Unconfirmed}
-    assert [type(outcome) for outcome in again] == [type(None)] * 500 + [Returned]
+    assert [type(outcome) for outcome in again] == [type(None)] * 500 + [Unroutable]
     arrived = Counter(body for body, _ in rabbit.take_all(queue))
     assert set(arrived.values()) == {1}
     assert {b"%d" % number for number in range(200) if outcomes[number] is None} <= arrived.keys()
@@ -134,7 +135,7 @@ async def test_a_name_that_is_too_long_is_refused_before_it_is_sent(
     rabbit.declare(queue, queue_type="quorum")
     async with publisher_to(rabbitmq) as publisher:
         outcomes = await publish(publisher, (queue, b"1"), ("q" * 256, b"2"), ("nowhere", b"3"), (queue, b"4"))
-    assert [type(outcome) for outcome in outcomes] == [type(None), PublishFailed, Returned, type(None)]
+    assert [type(outcome) for outcome in outcomes] == [type(None), PublishFailed, Unroutable, type(None)]
     assert "at most 255 bytes" in str(outcomes[1])
 
 
@@ -156,7 +157,7 @@ def test_of_two_that_look_alike_the_one_that_came_back_is_returned(
                 await asyncio.sleep(0.1)
                 await asyncio.to_thread(rabbit._channel.queue_unbind, queue, queue, "")
                 second = asyncio.create_task(publisher.publish(queue, "", with_id("2"), b"same"))
-                with pytest.raises(Returned):
+                with pytest.raises(Unroutable):
                     await asyncio.wait_for(second, 5)
                 assert not first.done()
             finally:
@@ -207,7 +208,7 @@ def test_a_frozen_broker_gets_a_bounded_number_and_each_publisher_an_answer(
     finally:
         own.thaw()
     assert all(isinstance(outcome, BrokerError) for outcome in outcomes)
-    assert isinstance(outcomes[0], TimedOut)
+    assert isinstance(outcomes[0], PublishTimeout)
     with Rabbit(own.url) as rabbit:
         arrived = Counter(body[:6] for body, _ in rabbit.take_all("frozen"))
     assert set(arrived.values()) == {1}

@@ -1,6 +1,7 @@
 """The shape of the code: which way imports point, who may know pika, what is public, how long a file may be."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ LAYERS = (
     ),
     ("what a worker and a broker say to each other", {"ports", "envelope"}),
     ("one running worker", {"worker"}),
-    ("brokers", {"brokers"}),
+    ("brokers, and publishing to them", {"brokers", "publishing"}),
     ("what puts the parts together", {"wiring", "supervision", "testing"}),
     ("what operators can do", {"operations"}),
     ("the command line", {"cli", "__main__"}),
@@ -29,17 +30,23 @@ LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in name
 
 PUBLIC = {
     "AlreadySettled",
+    "AsyncPublisher",
     "Cause",
     "ConfigurationError",
     "MessageAdapter",
     "MessageError",
     "Properties",
+    "PublishFailed",
+    "PublishRefused",
+    "PublishTimeout",
+    "Publisher",
     "Reason",
     "RejectMessage",
     "RetryMessage",
     "RetryPolicy",
     "ShutdownHelper",
     "UndecodableBody",
+    "Unroutable",
     "WorkerTask",
     "WorkerkitError",
 }
@@ -159,3 +166,14 @@ def test_the_folder_supervisor_is_no_package() -> None:
 def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
     """What is longer has two subjects."""
     assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+def test_importing_workerkit_costs_no_client_library() -> None:
+    """An executor imports it in every process; what publishes is there as soon as somebody asks for it."""
+    code = """
+import sys, workerkit
+assert not sys.modules.keys() & {"pika", "asyncio", "workerkit.publishing"}, sys.modules.keys()
+from workerkit import AsyncPublisher, Publisher
+assert Publisher.__module__ == "workerkit.publishing.publisher"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -8,7 +8,6 @@ import io
 import os
 import sys
 import threading
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ import click
 
 from workerkit.cli.context import Context, json_option, pass_context, print_json
 from workerkit.errors import BadData
-from workerkit.headers import PREFIX
 
 if TYPE_CHECKING:
-    from workerkit.brokers.rabbitmq.bulk import Outgoing, Published
+    from workerkit.brokers.rabbitmq.bulk import Line, Published
     from workerkit.settings import Settings
 
 _CHUNK = 64 * 1024
@@ -34,6 +32,7 @@ _Source = io.FileIO | io.BytesIO
 class _Letterhead:
     """What all messages of one command have in common."""
 
+    queue: str
     headers: dict[str, str]
     content_type: str | None
     message_id: str | None
@@ -42,46 +41,50 @@ class _Letterhead:
     def properties(self, body: bytes) -> tuple[str, bytes]:
         """The message id, and the encoded properties of a persistent message. Raises ValueError."""
         message_id = self.message_id or str(uuid.uuid4())
-        return message_id, self._encode(self.content_type or _content_type(body), message_id)
+        return message_id, self.encode(self.content_type or _content_type(body), message_id)
 
-    def messages(self, lines: list[tuple[int, bytes]]) -> Iterator[Outgoing]:
+    def messages(self, lines: list[tuple[int, bytes]]) -> Iterator[Line]:
         """A message of each numbered line, with an id of its own. The rest of the properties is encoded only once."""
-        from workerkit.brokers.rabbitmq.bulk import Outgoing
+        from workerkit.brokers.rabbitmq.bulk import Line
 
         around: dict[str, tuple[bytes, bytes]] = {}  # the properties of a content type, before and after the id
         ids = _random_ids(len(lines))
         for (number, line), message_id in zip(lines, ids, strict=True):
             content_type = self.content_type or _content_type(line)
             if content_type not in around:
-                before, _, after = self._encode(content_type, message_id).rpartition(message_id.encode())
+                before, _, after = self.encode(content_type, message_id).rpartition(message_id.encode())
                 around[content_type] = before, after
             before, after = around[content_type]
-            yield Outgoing(number, before + message_id.encode() + after, line)
+            yield Line(number, before + message_id.encode() + after, line)
 
-    def _encode(self, content_type: str, message_id: str) -> bytes:
-        from workerkit.properties import Properties, encode
+    def encode(self, content_type: str, message_id: str) -> bytes:
+        """Encoded properties. Raises ValueError."""
+        from workerkit.outgoing import compose
 
-        return encode(
-            Properties(
-                content_type=content_type,
-                headers=dict(self.headers),
-                delivery_mode=2,
-                correlation_id=self.correlation_id,
-                message_id=message_id,
-                timestamp=int(time.time()),
-                app_id="workerkit",
-            )
+        message = compose(
+            self.queue,
+            body=b"",
+            content_type=content_type,
+            headers=self.headers,
+            correlation_id=self.correlation_id,
+            message_id=message_id,
+            app_id="workerkit",
         )
+        return message.raw_properties
 
 
 def _parse_headers(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    from workerkit.outgoing import check_header_name
+
     headers = {}
     for written in values:
         name, equals, value = written.partition("=")
         if not equals or not name:
             raise click.BadParameter(f"{written!r} is not NAME=VALUE")
-        if name.lower().startswith(("x-", PREFIX)) or name in ("CC", "BCC"):
-            raise click.BadParameter(f"{name!r} has a meaning of its own to RabbitMQ or workerkit and cannot be set")
+        try:
+            check_header_name(name)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
         headers[name] = value
     return headers
 
@@ -134,8 +137,11 @@ def publish(
     """
     if lines and message_id:
         raise click.UsageError("--message-id names one message: it cannot be used with --lines")
-    letterhead = _Letterhead(headers, content_type, message_id, correlation_id)
-    _check(letterhead, queue)
+    letterhead = _Letterhead(queue, headers, content_type, message_id, correlation_id)
+    try:
+        letterhead.properties(b"")  # so that what does not fit is said before anything is read or connected
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     settings = context.loaded.settings
     with _open(body) as source:
         if lines:
@@ -146,29 +152,15 @@ def publish(
     return _publish_one(settings, queue, delay, letterhead, content, as_json=as_json)
 
 
-def _check(letterhead: _Letterhead, queue: str) -> None:
-    """See that the options fit into AMQP before anything is read or connected."""
-    from workerkit.brokers.rabbitmq.wire import HEADERS_BUDGET
-
-    try:
-        _, encoded = letterhead.properties(b"")
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    if len(encoded) > HEADERS_BUDGET:
-        raise click.UsageError(f"the headers take {len(encoded)} bytes; {HEADERS_BUDGET} fit into a message")
-    if not 0 < len(queue.encode(errors="replace")) <= 255:
-        raise click.UsageError("the name of a queue has 1 to 255 bytes")
-
-
 def _publish_one(
     settings: Settings, queue: str, delay: float | None, letterhead: _Letterhead, body: bytes, *, as_json: bool
 ) -> int:
-    from workerkit.brokers.rabbitmq.bulk import Outgoing
+    from workerkit.brokers.rabbitmq.bulk import Line
 
     message_id, properties = letterhead.properties(body)
 
-    async def one() -> AsyncIterator[list[Outgoing]]:
-        yield [Outgoing(1, properties, body)]
+    async def one() -> AsyncIterator[list[Line]]:
+        yield [Line(1, properties, body)]
 
     published = asyncio.run(_send(settings, queue, delay, one(), lambda _count: None))
     if published.failure is not None:
@@ -187,7 +179,7 @@ def _publish_lines(
 ) -> int:
     from workerkit.cli.terminal import INTERRUPTED, progress_bar
 
-    async def messages() -> AsyncIterator[Iterator[Outgoing]]:
+    async def messages() -> AsyncIterator[Iterator[Line]]:
         async for lines in _lines(source):
             yield letterhead.messages(lines)
 
@@ -210,7 +202,7 @@ async def _send(
     settings: Settings,
     queue: str,
     delay: float | None,
-    messages: AsyncIterator[Iterable[Outgoing]],
+    messages: AsyncIterator[Iterable[Line]],
     on_confirmed: Callable[[int], None],
 ) -> Published:
     from workerkit.brokers.rabbitmq.bulk import publish_all

@@ -15,7 +15,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import msgspec
 import structlog.testing
 
 from workerkit import headers as names
@@ -23,7 +22,7 @@ from workerkit.brokers.memory.record import Record
 from workerkit.brokers.memory.store import MemoryStore
 from workerkit.envelope import dead_queue_name
 from workerkit.message import MessageAdapter
-from workerkit.outgoing import Outgoing
+from workerkit.outgoing import Outgoing, encode_body
 from workerkit.payload import body_decoder
 from workerkit.ports import Delivery
 from workerkit.properties import Properties, encode, header_number
@@ -161,11 +160,7 @@ class WorkerTest(Generic[Task]):
         queue = next(iter(self._here)) if queue is None else queue
         if queue not in self._here:
             raise ValueError(f"the worker does not consume {queue!r}; it consumes {', '.join(self._here)}")
-        if body is None:
-            body = msgspec.json.encode(data)
-            content_type = content_type or "application/json"
-        elif data is not None:
-            raise TypeError("publish takes data or body, not both")
+        body, content_type = encode_body(data, body, content_type)
         raw_properties = encode(
             Properties(
                 content_type=content_type,

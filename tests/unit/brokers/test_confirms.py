@@ -128,7 +128,7 @@ class Broker:
         self.unconfirmed: list[int] = []  # tags
 
     async def publish(self) -> None:
-        for fate in self.draw(st.lists(st.sampled_from(["Confirmed", "Returned", "Nacked"]), max_size=5)):
+        for fate in self.draw(st.lists(st.sampled_from(["Confirmed", "Unroutable", "PublishRefused"]), max_size=5)):
             await self.scene.submit(properties=encode(Properties(message_id=str(len(self.expected)))))
             self.fates.append(fate)
             self.expected.append("")
@@ -137,16 +137,16 @@ class Broker:
         for tag in range(self.seen + 1, self.draw(st.integers(self.seen, len(self.fates))) + 1):
             self.seen = tag
             self.unconfirmed.append(tag)
-            if self.fates[tag - 1] == "Returned":
+            if self.fates[tag - 1] == "Unroutable":
                 self.scene.channel.give_back(tag)
 
     async def confirm(self) -> None:
         if not self.unconfirmed:
             return
         tag = self.draw(st.sampled_from(self.unconfirmed))
-        refused = self.fates[tag - 1] == "Nacked"
+        refused = self.fates[tag - 1] == "PublishRefused"
         run = [other for other in self.unconfirmed if other <= tag]
-        multiple = self.draw(st.booleans()) and all((self.fates[t - 1] == "Nacked") == refused for t in run)
+        multiple = self.draw(st.booleans()) and all((self.fates[t - 1] == "PublishRefused") == refused for t in run)
         for other in run if multiple else [tag]:
             self.unconfirmed.remove(other)
             self.expected[other - 1 - len(self.fates)] = self.fates[other - 1]
@@ -183,7 +183,7 @@ async def test_a_return_is_of_the_message_with_its_properties() -> None:
         await scene.submit(properties=encode(Properties(message_id=name)))
     scene.channel.give_back(2)
     scene.channel.confirm(2, True, True)
-    assert scene.outcomes() == ["Confirmed", "Returned"]
+    assert scene.outcomes() == ["Confirmed", "Unroutable"]
 
 
 @on_a_loop
@@ -195,7 +195,7 @@ async def test_a_return_whose_properties_the_broker_changed_is_of_the_oldest_ali
     scene.channel.published[1] = ("", "q", encode(Properties(headers={"routed-by": "an interceptor"})), b"b")
     scene.channel.give_back(2)
     scene.channel.confirm(3, True, True)
-    assert scene.outcomes() == ["Confirmed", "Returned", "Confirmed"]
+    assert scene.outcomes() == ["Confirmed", "Unroutable", "Confirmed"]
 
 
 @on_a_loop
@@ -210,7 +210,7 @@ async def test_what_came_back_on_a_lost_connection_says_nothing_of_the_next() ->
         await scene.submit(body)
     scene.channel.give_back(1)
     scene.channel.confirm(3, True, True)
-    assert scene.outcomes() == ["Unconfirmed"] * 3 + ["Returned", "Confirmed", "Confirmed"]
+    assert scene.outcomes() == ["Unconfirmed"] * 3 + ["Unroutable", "Confirmed", "Confirmed"]
 
 
 @on_a_loop
@@ -234,7 +234,7 @@ async def test_messages_alike_in_everything_come_back_one_by_one() -> None:
     scene.channel.give_back(1)
     scene.channel.give_back(2)
     scene.channel.confirm(3, True, True)
-    assert scene.outcomes() == ["Returned", "Returned", "Confirmed"]
+    assert scene.outcomes() == ["Unroutable", "Unroutable", "Confirmed"]
 
 
 @pytest.mark.usefixtures("_quick")
@@ -249,7 +249,7 @@ async def test_the_deadline_holds_for_each_while_others_are_confirmed() -> None:
         scene.channel.confirm(len(scene.ended), False, True)
         await asyncio.sleep(0.02)
     assert 0.5 <= asyncio.get_running_loop().time() - started < 1
-    assert scene.outcomes() == ["TimedOut"] + ["Confirmed"] * (len(scene.ended) - 1)
+    assert scene.outcomes() == ["PublishTimeout"] + ["Confirmed"] * (len(scene.ended) - 1)
     assert scene.channel.stopped
     assert scene.connection.aborted
 
@@ -263,10 +263,10 @@ async def test_what_was_published_before_the_deadline_of_another_is_unconfirmed(
     await asyncio.sleep(0.3)
     await scene.submit()
     await scene.publisher.drain()
-    assert scene.outcomes() == ["TimedOut", "Unconfirmed"]
+    assert scene.outcomes() == ["PublishTimeout", "Unconfirmed"]
     await scene.submit()
     scene.channel.confirm(1, False, True)
-    assert scene.outcomes() == ["TimedOut", "Unconfirmed", "Confirmed"]
+    assert scene.outcomes() == ["PublishTimeout", "Unconfirmed", "Confirmed"]
     assert len(scene.connections) == 2
 
 
@@ -282,7 +282,7 @@ async def test_the_time_in_which_the_broker_blocks_does_not_count() -> None:
     await asyncio.sleep(0.3)
     assert scene.outcomes() == [""]
     await asyncio.sleep(0.5)
-    assert scene.outcomes() == ["TimedOut"]
+    assert scene.outcomes() == ["PublishTimeout"]
 
 
 @on_a_loop
@@ -368,7 +368,7 @@ async def test_a_publish_that_is_given_up_by_its_caller_still_has_its_tag() -> N
     scene.channel.confirm(2, True, True)
     assert scene.outcomes() == ["Confirmed", ""]
     scene.channel.confirm(3, False, False)
-    assert scene.outcomes() == ["Confirmed", "Nacked"]
+    assert scene.outcomes() == ["Confirmed", "PublishRefused"]
 
 
 @on_a_loop
@@ -383,7 +383,7 @@ async def test_a_message_that_was_not_taken_has_no_tag() -> None:
     await scene.submit()
     scene.channel.confirm(1, False, True)
     scene.channel.confirm(2, False, False)
-    assert scene.outcomes() == ["Confirmed", "Nacked"]
+    assert scene.outcomes() == ["Confirmed", "PublishRefused"]
 
 
 @on_a_loop

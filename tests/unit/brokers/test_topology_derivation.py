@@ -6,6 +6,7 @@ from workerkit.brokers.rabbitmq.topology import (
     derive,
     explicit_retry_queue,
     main_queue_name,
+    nearest_declared,
     retry_queue,
     retry_queue_name,
 )
@@ -103,3 +104,9 @@ def test_no_delay_is_a_ttl_of_zero() -> None:
 def test_a_derived_name_leads_back_to_the_queue_that_workers_consume(name: str, main: str) -> None:
     """Where dead letters are replayed to, and what a hint says to declare."""
     assert main_queue_name(name) == main
+
+
+@pytest.mark.parametrize(("delay", "nearest"), [(1, 5), (5, 5), (17, 5), (17.5, 30), (31, 30), (9999, 300)])
+def test_the_nearest_of_the_declared_delays_is_used_where_none_may_be_made(delay: float, nearest: float) -> None:
+    """Of two as near the longer: a message does not come before its time."""
+    assert nearest_declared((5.0, 30.0, 300.0), delay) == nearest

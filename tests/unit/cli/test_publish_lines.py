@@ -39,7 +39,7 @@ def test_the_lines_do_not_depend_on_how_they_are_read(chunks):
 @pytest.mark.parametrize("content_type", [None, "text/x"])
 def test_a_line_has_the_properties_of_a_message_of_its_own(content_type):
     """Each its id; the content type is that of the line, whatever the one before it was."""
-    letterhead = _Letterhead({"tenant": "acme", "größe": "1"}, content_type, None, "c-1")
+    letterhead = _Letterhead("q", {"tenant": "acme", "größe": "1"}, content_type, None, "c-1")
     lines = [(3, b'{"n": 1}'), (4, b"text"), (6, b"\xff"), (7, b"[]"), (8, b"more text")]
     messages = list(letterhead.messages(lines))
     assert [(message.number, message.body) for message in messages] == lines

@@ -21,7 +21,7 @@ from workerkit.brokers.rabbitmq.fastpath import (
     Settling,
     missing_in_pika,
 )
-from workerkit.brokers.rabbitmq.outgoing import Outgoing
+from workerkit.brokers.rabbitmq.frame_writer import FrameWriter
 from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.errors import BrokerError, ConnectionLost, PublishFailed
 
@@ -182,7 +182,7 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._waiters: set[asyncio.Future[Any]] = set()
         self._pika: pika.channel.Channel
-        self._outgoing: Outgoing | None = None
+        self._outgoing: FrameWriter | None = None
         self.closed: asyncio.Future[BrokerError] = self._loop.create_future()
         """Done, with the reason, as soon as the channel is gone."""
         self._closed_in_order = False
@@ -254,7 +254,7 @@ class Channel:
 
         await self._call(lambda done: self._pika.confirm_delivery(on_method, callback=done))
         if isinstance(self._connection._pika, FastConnection):  # noqa: SLF001 - one adapter
-            self._outgoing = Outgoing(self._connection._pika, self._pika)  # noqa: SLF001
+            self._outgoing = FrameWriter(self._connection._pika, self._pika)  # noqa: SLF001
 
     def on_return(self, callback: Callable[[str, str, Any, bytes, str], None]) -> None:
         """Call back with (exchange, routing key, properties, body, reason) when a mandatory message found no queue."""

@@ -1,8 +1,9 @@
-"""Publishing with confirms: every publish ends confirmed, returned, nacked or timed out, never in silence."""
+"""Publishing with confirms: every publish ends confirmed, unroutable, refused or timed out, never in silence."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,7 +11,18 @@ from typing import Any, NamedTuple
 import pika
 
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
-from workerkit.errors import BrokerError, ConnectionLost, PublishFailed
+from workerkit.brokers.rabbitmq.errors import PreconditionFailed
+from workerkit.errors import (
+    AccessRefused,
+    BrokerError,
+    ConnectionLost,
+    PublishFailed,
+    PublishRefused,
+    PublishTimeout,
+    QueueNotFound,
+    Unconfirmed,
+    Unroutable,
+)
 
 PUBLISH_TIMEOUT = 10.0
 """Seconds the broker gets to take responsibility for one message, from when it is written."""
@@ -21,21 +33,10 @@ WINDOW_BYTES = 4 * 1024 * 1024
 because of those before it: a line of 10 Mbit/s takes three seconds for so many."""
 
 
-class Returned(PublishFailed):
-    """No queue matched: the message is nowhere."""
-
-
-class Nacked(PublishFailed):
-    """The broker refused the message: it is nowhere."""
-
-
-class Unconfirmed(PublishFailed):
-    """The connection was lost before the confirm: the message may have arrived."""
-
-
-class TimedOut(Unconfirmed):
-    """No confirm came in time: the message may arrive yet."""
-
+# RabbitMQ closes the channel on a message that it does not accept, and says which: for an exchange that is missing or
+# forbidden by name ('amq.default' for the default exchange), for a body that is too big by its size.
+_BLAMED_EXCHANGE = re.compile("exchange '(.*?)' in vhost")
+_BLAMED_SIZE = re.compile(r"message size (\d+)\b")
 
 Ended = Callable[[PublishFailed | None], None]
 """Called once for a message, with None when the broker has it. Must not raise."""
@@ -59,10 +60,18 @@ class Publisher:
     Args:
         connect: opens the connection.
         wait_while_blocked: wait for as long as the broker blocks publishers, instead of giving up.
+        timeout: seconds the broker gets for one message; None for ``PUBLISH_TIMEOUT``.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, wait_while_blocked: bool = False) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        wait_while_blocked: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         self._connect = connect
+        self._timeout = PUBLISH_TIMEOUT if timeout is None else timeout
         self._wait_while_blocked = wait_while_blocked
         self._opening = asyncio.Lock()
         self._refusals = 0
@@ -90,7 +99,7 @@ class Publisher:
             body: the payload.
 
         Raises:
-            PublishFailed: Returned, Nacked, TimedOut, or Unconfirmed as the connection was lost.
+            PublishFailed: Unroutable, PublishRefused, PublishTimeout, or Unconfirmed as the connection was lost.
             BrokerError: there is no connection.
         """
         if not self.ready:
@@ -98,6 +107,11 @@ class Publisher:
         done: asyncio.Future[None] = self._loop.create_future()
         self.submit(exchange, routing_key, properties, body, partial(_end, done))
         await done
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a channel to publish on."""
+        return self._channel is not None and self._channel.is_open
 
     @property
     def ready(self) -> bool:
@@ -133,7 +147,12 @@ class Publisher:
         if len(self._pending) >= WINDOW or self._bytes >= WINDOW_BYTES:
             self._full = True
         if self._clock is None:
-            self._clock = self._loop.call_later(PUBLISH_TIMEOUT / 10, self._check_deadline)
+            self._clock = self._loop.call_later(self._timeout / 10, self._check_deadline)
+
+    @property
+    def blocked_by(self) -> str:
+        """Why the broker does not read what is published at present; empty when it does."""
+        return self._connection.blocked_by if self._connection is not None else ""
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
@@ -154,6 +173,12 @@ class Publisher:
                 self._refusals += 1
                 self._refusal = error
                 raise
+
+    async def connection(self) -> Connection:
+        """The connection it publishes on, for questions on a channel of their own: a refusal closes the channel."""
+        await self.channel()
+        assert self._connection is not None
+        return self._connection
 
     async def _open(self) -> Channel:
         self._lose("it was closed")
@@ -183,11 +208,11 @@ class Publisher:
             if known in self._returned:
                 target = f"exchange {message.exchange!r}, routing key {message.routing_key!r}"
                 reason = self._returned.pop(known)
-                message.ended(Returned(f"no queue took the message ({target}): {reason}"))
+                message.ended(Unroutable(f"no queue took the message ({target}): {reason}"))
             elif positive:
                 message.ended(None)
             else:
-                message.ended(Nacked("the broker refused the message (nack); is the queue full?"))
+                message.ended(PublishRefused("the broker refused the message (nack); is the queue full?"))
         self._changed()
 
     def _on_return(self, exchange: str, routing_key: str, properties: Any, body: bytes, reason: str) -> None:
@@ -218,19 +243,19 @@ class Publisher:
         if not self._pending:
             return
         now = self._loop.time()
-        blocked = self._connection.blocked_by if self._connection is not None else ""
+        blocked = self.blocked_by
         if blocked and self._wait_while_blocked:
             self._last_blocked = now
         oldest = next(iter(self._pending.values()))
-        left = max(oldest.written, self._last_blocked) + PUBLISH_TIMEOUT - now
+        left = max(oldest.written, self._last_blocked) + self._timeout - now
         if left > 0:
-            self._clock = self._loop.call_later(min(left, PUBLISH_TIMEOUT / 10), self._check_deadline)
+            self._clock = self._loop.call_later(min(left, self._timeout / 10), self._check_deadline)
             return
         why = f", as the broker blocks publishers ({blocked})" if blocked else ""
-        late = [tag for tag, message in self._pending.items() if message.written + PUBLISH_TIMEOUT <= now]
+        late = [tag for tag, message in self._pending.items() if message.written + self._timeout <= now]
         for message in [self._pending.pop(tag) for tag in late]:
-            message.ended(TimedOut(f"no confirm within {PUBLISH_TIMEOUT:g} s{why}; the message may still arrive"))
-        self._give_up(f"given up, as the broker did not confirm an earlier message within {PUBLISH_TIMEOUT:g} s")
+            message.ended(PublishTimeout(f"no confirm within {self._timeout:g} s{why}; the message may still arrive"))
+        self._give_up(f"given up, as the broker did not confirm an earlier message within {self._timeout:g} s")
 
     def _give_up(self, why: str) -> None:
         """Cut the connection.
@@ -246,17 +271,21 @@ class Publisher:
 
     def _on_closed(self, channel: Channel, reason: BrokerError) -> None:
         if self._channel is channel:
-            self._lose(str(reason))
+            self._lose(str(reason), reason)
 
-    def _lose(self, why: str) -> None:
-        """The channel is gone, and with it the confirms of what is in flight."""
+    def _lose(self, why: str, refusal: BrokerError | None = None) -> None:
+        """The channel is gone, and with it the confirms of what is in flight.
+
+        A message that the broker closed it for is told so: published again, it would take its neighbours down again.
+        """
         self._channel = None
         lost = tuple(self._pending.values())
         self._pending.clear()
         self._returned.clear()
         self._bytes = 0
         for message in lost:
-            message.ended(Unconfirmed(f"the connection was lost before the confirm: {why}"))
+            blamed = _blamed(message, refusal)
+            message.ended(blamed or Unconfirmed(f"the connection was lost before the confirm: {why}"))
         self._changed()
 
     async def _change(self) -> None:
@@ -282,6 +311,20 @@ def _end(done: asyncio.Future[None], error: PublishFailed | None) -> None:
         done.set_result(None)
     else:
         done.set_exception(error)
+
+
+def _blamed(message: _Pending, refusal: BrokerError | None) -> PublishFailed | None:
+    """What became of the message, if it is the one that the broker closed the channel for."""
+    if not isinstance(refusal, AccessRefused | QueueNotFound | PreconditionFailed):
+        return None
+    reason = str(refusal)
+    exchange, size = _BLAMED_EXCHANGE.search(reason), _BLAMED_SIZE.search(reason)
+    if exchange is not None and exchange[1] == (message.exchange or "amq.default"):
+        kind = Unroutable if isinstance(refusal, QueueNotFound) else PublishRefused
+        return kind(f"the broker refused the message: {reason}")
+    if size is not None and int(size[1]) == len(message.body):
+        return PublishRefused(f"the broker refused the message: {reason}")
+    return None
 
 
 def _are(encoded: bytes, properties: Any) -> bool:

@@ -19,13 +19,19 @@ from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.background import Background
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.brokers.rabbitmq.fastpath import Settling
-from workerkit.brokers.rabbitmq.publisher import Publisher, Unconfirmed
+from workerkit.brokers.rabbitmq.publisher import Publisher
 from workerkit.brokers.rabbitmq.subscription import Subscription, id_of
-from workerkit.brokers.rabbitmq.topology import EXPLICIT_RETRY_GRACE, Queue, explicit_retry_queue, retry_queue_name
+from workerkit.brokers.rabbitmq.topology import (
+    EXPLICIT_RETRY_GRACE,
+    Queue,
+    explicit_retry_queue,
+    nearest_declared,
+    retry_queue_name,
+)
 from workerkit.brokers.rabbitmq.versions import QueueTraits
 from workerkit.brokers.rabbitmq.wire import PROPERTIES_LIMIT, is_not_for_copies, returns_of
 from workerkit.envelope import attempt_of, dead_letter, dead_queue_name, released_copy, renewed, retry_copy
-from workerkit.errors import AccessRefused, BrokerError, ConnectionLost, PublishFailed, QueueNotFound
+from workerkit.errors import AccessRefused, BrokerError, ConnectionLost, PublishFailed, QueueNotFound, Unconfirmed
 from workerkit.outgoing import Outgoing
 from workerkit.ports import BrokerEvents, Delivery, Plan
 from workerkit.properties import header_number
@@ -312,7 +318,7 @@ class Redelivery:
             self._tell_change(wanted.name, queue, delay, declared)
         if not declared:
             return None
-        nearest = min(declared, key=lambda known: abs(known - delay))
+        nearest = nearest_declared(declared, delay)
         return retry_queue_name(queue, nearest), nearest
 
     def _tell_change(self, name: str, queue: str, delay: float, declared: tuple[float, ...]) -> None:

@@ -117,6 +117,15 @@ def retry_queue(queue: str, delay: float) -> Queue:
     )
 
 
+def nearest_declared(declared: Iterable[float], delay: float) -> float:
+    """Of the delays that have a queue, the one to use where none may be made for ``delay``; of two, the longer.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return min(declared, key=lambda known: (abs(known - delay), -known))
+
+
 def explicit_retry_queue(queue: str, delay: float) -> Queue:
     """A retry queue for a delay that no policy names; it disappears when it has not been declared for a while.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from workerkit.properties import header_number
 
-HEADERS_BUDGET = 100_000
-"""Bytes for the headers that somebody else gives a message."""
 PROPERTIES_LIMIT = 131_072 - 128
 """Bytes for all properties of a message: a content header must fit one frame, 131,072 bytes by default, less its own
 fields; a bigger one makes RabbitMQ close the whole connection with 501 FRAME_ERROR (measured on 3.10.8)."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.loops import on_a_loop
 
-from workerkit.brokers.rabbitmq.outgoing import WRITE_SIZE, Outgoing
+from workerkit.brokers.rabbitmq.frame_writer import WRITE_SIZE, FrameWriter
 
 BODY_MAX = 40  # bytes of a body frame here; small, so that a body takes several
 NUMBER = 7
@@ -64,9 +64,9 @@ def test_every_byte_is_what_pika_writes(messages, number, body_max):
     pika_channel = channel(number, body_max)
 
     async def publish() -> None:
-        outgoing = Outgoing(pika_channel.connection, pika_channel)
+        writer = FrameWriter(pika_channel.connection, pika_channel)
         for exchange, key, props, body in messages:
-            outgoing.publish(exchange, key, b"".join(props.encode()), body)
+            writer.publish(exchange, key, b"".join(props.encode()), body)
         await asyncio.sleep(0)
 
     asyncio.run(publish())
@@ -83,7 +83,7 @@ def test_a_body_at_the_edge_of_a_frame(frames, over):
     body = bytes(131064 * frames + over)
 
     async def publish() -> None:
-        Outgoing(pika_channel.connection, pika_channel).publish("", "q", b"\0\0", body)
+        FrameWriter(pika_channel.connection, pika_channel).publish("", "q", b"\0\0", body)
         await asyncio.sleep(0)
 
     asyncio.run(publish())
@@ -96,10 +96,10 @@ def test_a_body_at_the_edge_of_a_frame(frames, over):
 async def test_publishes_of_one_turn_are_one_write():
     """And nothing is written before the turn is over."""
     pika_channel = channel()
-    outgoing = Outgoing(pika_channel.connection, pika_channel)
+    writer = FrameWriter(pika_channel.connection, pika_channel)
     for turn in (1, 2):
         for _ in range(10):
-            outgoing.publish("", "q", b"\0\0", b"body")
+            writer.publish("", "q", b"\0\0", b"body")
         assert len(pika_channel.connection.written) == turn - 1
         await asyncio.sleep(0)
         assert len(pika_channel.connection.written) == turn
@@ -109,9 +109,9 @@ async def test_publishes_of_one_turn_are_one_write():
 async def test_one_write_is_never_much_more_than_a_socket_takes():
     """However much is published in one turn, and however big a message is."""
     pika_channel = channel(body_max=1000)
-    outgoing = Outgoing(pika_channel.connection, pika_channel)
+    writer = FrameWriter(pika_channel.connection, pika_channel)
     for size in [300] * 2000 + [10 * WRITE_SIZE] + [900] * 200:
-        outgoing.publish("", "q", b"\0\0", bytes(size))
+        writer.publish("", "q", b"\0\0", bytes(size))
     await asyncio.sleep(0)
     sizes = [len(data) for data in pika_channel.connection.written]
     assert max(sizes) < WRITE_SIZE + 2000
@@ -121,12 +121,12 @@ async def test_one_write_is_never_much_more_than_a_socket_takes():
 async def test_a_name_that_is_too_long_takes_nothing():
     """What was published before and after it is complete."""
     pika_channel = channel()
-    outgoing = Outgoing(pika_channel.connection, pika_channel)
-    outgoing.publish("", "q", b"\0\0", b"1")
+    writer = FrameWriter(pika_channel.connection, pika_channel)
+    writer.publish("", "q", b"\0\0", b"1")
     for exchange, key in [("", "ä" * 128), ("x" * 256, "")]:
         with pytest.raises(ValueError, match="at most 255 bytes, not 256"):
-            outgoing.publish(exchange, key, b"\0\0", b"refused")
-    outgoing.publish("", "q", b"\0\0", b"2")
+            writer.publish(exchange, key, b"\0\0", b"refused")
+    writer.publish("", "q", b"\0\0", b"2")
     await asyncio.sleep(0)
     expected = [
         frame for body in (b"1", b"2") for frame in by_pika(pika_channel, "", "q", pika.BasicProperties(), body)
@@ -139,10 +139,10 @@ async def test_a_name_that_is_too_long_takes_nothing():
 async def test_nothing_is_written_on_a_closed_channel(size):
     """The broker would close the whole connection over it."""
     pika_channel = channel()
-    outgoing = Outgoing(pika_channel.connection, pika_channel)
-    outgoing.publish("", "q", b"\0\0", b"before")
+    writer = FrameWriter(pika_channel.connection, pika_channel)
+    writer.publish("", "q", b"\0\0", b"before")
     pika_channel.is_open = False
-    outgoing.publish("", "q", b"\0\0", bytes(size))
+    writer.publish("", "q", b"\0\0", bytes(size))
     await asyncio.sleep(0)
     assert pika_channel.connection.written == []
 
@@ -151,8 +151,8 @@ async def test_nothing_is_written_on_a_closed_channel(size):
 async def test_nothing_is_written_after_a_stop():
     """Not even what was taken before it: the caller may be sending that again."""
     pika_channel = channel()
-    outgoing = Outgoing(pika_channel.connection, pika_channel)
-    outgoing.publish("", "q", b"\0\0", b"before")
-    outgoing.stop()
+    writer = FrameWriter(pika_channel.connection, pika_channel)
+    writer.publish("", "q", b"\0\0", b"before")
+    writer.stop()
     await asyncio.sleep(0)
     assert pika_channel.connection.written == []

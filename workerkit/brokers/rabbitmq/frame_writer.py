@@ -29,7 +29,7 @@ WRITE_SIZE = 64 * 1024
 each time the socket takes a part of it, so a write must not be much bigger than what a socket takes."""
 
 
-class Outgoing:
+class FrameWriter:
     """What is published on one channel, on its way to the socket."""
 
     def __init__(self, connection: FastConnection, channel: pika.channel.Channel) -> None:
