@@ -1,7 +1,6 @@
 """``prefetch_count: auto``: fast where callbacks are short, fair where they are long."""
 
 import itertools
-import itertools
 import json
 import time
 from collections import Counter
