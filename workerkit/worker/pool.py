@@ -141,8 +141,9 @@ class Pool:
 
     async def stacks(self) -> list[dict[str, Any]]:
         """For each executor the stack of every thread and what it runs, as keys for a log line."""
-        lives = [seat.life for seat in self._seats]
-        return [{"note": "the executor is being replaced"} if life is None else await life.stacks() for life in lives]
+        lives = [seat.life for seat in self._seats if seat.life is not None]
+        missing = [{"note": "the executor is being replaced"}] * (len(self._seats) - len(lives))
+        return [*await asyncio.gather(*[life.stacks() for life in lives]), *missing]
 
     def reload(self) -> None:
         """Replace every executor by a new one, which loads the task anew; one at a time."""
