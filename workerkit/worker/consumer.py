@@ -170,7 +170,10 @@ class Consumer:
             self._log.error("select.failed", select=resolved.select, error=text, note="going on with `weighted`")
 
         selector = make_selector(resolved.select, resolved.queues, resolved.starve_after, report)
-        self._pool.choose_by(selector)
+        prefetch = resolved.prefetch_count
+        self._pool.choose_by(
+            selector, tight=isinstance(prefetch, int) and prefetch <= resolved.executors * resolved.concurrency
+        )
         return selector
 
     def _on_open(self, queue: str, now: float) -> None:

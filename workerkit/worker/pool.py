@@ -61,6 +61,7 @@ class Pool:
         self._seats = [self._make_seat()]
         self._resolved: Resolved | None = None
         self._selector: Selector | None = None
+        self._tight = False
         self._waiting = Waiting()
         self._aside: list[Delivery] = []  # put back while a recall is under way, and its
         self._recalls = 0
@@ -79,9 +80,14 @@ class Pool:
         """Start the first executor. The others follow when it has said how many there should be."""
         self._seats[0].open()
 
-    def choose_by(self, selector: Selector) -> None:
-        """Take from several queues, as this one says."""
-        self._selector = selector
+    def choose_by(self, selector: Selector, *, tight: bool) -> None:
+        """Take from several queues, as this one says.
+
+        Args:
+            selector: it is asked each time that a callback can be started.
+            tight: what runs may fill the window of its queue, which sends its next message only when that has ended.
+        """
+        self._selector, self._tight = selector, tight
 
     @property
     def busy(self) -> bool:
@@ -329,7 +335,7 @@ class Pool:
         """Callbacks have ended."""
         if finished:
             self._events.on_finished(finished)
-            if self._selector is not None:
+            if self._selector is not None and self._tight:
                 now = time.monotonic()
                 for queue in {delivery.queue for delivery in finished}:
                     self._selector.on_open(queue, now)

@@ -119,7 +119,7 @@ class Peer:
         try:
             await self.may_start.wait()
         except asyncio.CancelledError:
-            await asyncio.sleep(0.01)  # it has to let go of something, maybe
+            await asyncio.sleep(0.1)  # it has to let go of something, maybe
             raise
         finally:
             self.starting = False

@@ -143,7 +143,7 @@ async def test_the_owner_hears_of_what_waits_while_all_are_busy() -> None:
     await asyncio.sleep(0.05)
     assert not stage.owner.waiting.is_set()
     stage.run(3)
-    await asyncio.wait_for(stage.owner.waiting.wait(), 5)
+    await asyncio.wait_for(stage.owner.waiting.wait(), 4)
 
 
 async def test_one_that_cannot_load_leaves_the_work_to_the_others() -> None:

@@ -32,9 +32,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def make_stage(selector: Selector) -> Stage:
+def make_stage(selector: Selector, *, tight: bool = False) -> Stage:
     stage = Stage()
-    stage.pool.choose_by(selector)
+    stage.pool.choose_by(selector, tight=tight)
     return stage
 
 
@@ -100,7 +100,7 @@ async def test_strict_waits_a_moment_for_the_next_message_of_a_queue_that_has_ju
     clock: Clock,
 ) -> None:
     """Its window was full of what ran: what follows is on its way, however long ago the last one came."""
-    stage = make_stage(Strict(WEIGHTS, None))
+    stage = make_stage(Strict(WEIGHTS, None), tight=True)
     executor = stage.ready(queues=WEIGHTS)
     stage.run(11, queue="high")
     stage.run(1, queue="low")
@@ -112,6 +112,17 @@ async def test_strict_waits_a_moment_for_the_next_message_of_a_queue_that_has_ju
     executor.finish(12)
     clock.now += 1
     await until_delivered(executor, 1)
+
+
+async def test_strict_does_not_wait_for_a_queue_that_had_room_all_the_time(clock: Clock) -> None:
+    """It has sent what it had."""
+    stage = make_stage(Strict(WEIGHTS, None))
+    executor = stage.ready(queues=WEIGHTS)
+    stage.run(11, queue="high")
+    stage.run(1, queue="low")
+    clock.now += 1
+    executor.finish(11)
+    assert executor.delivered == [11, 1]
 
 
 async def test_strict_waits_a_moment_for_what_follows_a_message_that_has_just_come(clock: Clock) -> None:
