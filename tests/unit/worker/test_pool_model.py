@@ -30,7 +30,7 @@ class Play:
         self.queues = queues
         self.concurrency = concurrency
         if len(queues) > 1:
-            self.stage.pool.choose_by(Weighted(dict.fromkeys(queues, 1)), tight=False)
+            self.stage.pool.choose_by(Weighted(dict.fromkeys(queues, 1)), lambda _: 1)
         self.loaded: set[int] = set()
         self.ready(self.stage.child)
         self.read: dict[int, int] = {}  # how much of its inbox each executor has read, by pid

@@ -28,13 +28,13 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pool_module, "time", clock)
-    monkeypatch.setattr(pool_module, "DRY", 0.001)
+    monkeypatch.setattr(pool_module, "MOMENT", 0.001)
     return clock
 
 
-def make_stage(selector: Selector, *, tight: bool = False) -> Stage:
+def make_stage(selector: Selector, *, window: int = 100) -> Stage:
     stage = Stage()
-    stage.pool.choose_by(selector, tight=tight)
+    stage.pool.choose_by(selector, lambda _: window)
     return stage
 
 
@@ -100,7 +100,7 @@ async def test_strict_waits_a_moment_for_the_next_message_of_a_queue_that_has_ju
     clock: Clock,
 ) -> None:
     """Its window was full of what ran: what follows is on its way, however long ago the last one came."""
-    stage = make_stage(Strict(WEIGHTS, None), tight=True)
+    stage = make_stage(Strict(WEIGHTS, None), window=1)
     executor = stage.ready(queues=WEIGHTS)
     stage.run(11, queue="high")
     stage.run(1, queue="low")
@@ -127,12 +127,17 @@ async def test_strict_does_not_wait_for_a_queue_that_had_room_all_the_time(clock
 
 async def test_strict_waits_a_moment_for_what_follows_a_message_that_has_just_come(clock: Clock) -> None:
     """They come one by one: a slot that is free must not go to a lower queue in between."""
-    stage = make_stage(Strict(WEIGHTS, None))
+    stage = make_stage(Strict(WEIGHTS, None), window=2)
     executor = stage.ready(queues=WEIGHTS, **ASYNC)
     stage.run(11, queue="high")
     stage.run(1, queue="low")
-    assert executor.delivered == [11]
+    clock.now += selection.MOMENT / 2
+    stage.pool.dispatch()
+    assert executor.delivered == [11], "another one may have come with it"
     stage.run(12, queue="high")
+    clock.now += selection.DRY / 2
+    stage.pool.dispatch()
+    assert executor.delivered == [11, 12], "two of them fill the window: there may be more"
     clock.now += 1
     await until_delivered(executor, 1)
     assert executor.delivered == [11, 12, 1]
