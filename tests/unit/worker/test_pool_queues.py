@@ -125,22 +125,27 @@ async def test_strict_does_not_wait_for_a_queue_that_had_room_all_the_time(clock
     assert executor.delivered == [11, 1]
 
 
-async def test_strict_waits_a_moment_for_what_follows_a_message_that_has_just_come(clock: Clock) -> None:
-    """They come one by one: a slot that is free must not go to a lower queue in between."""
-    stage = make_stage(Strict(WEIGHTS, None), window=2)
+async def test_strict_waits_longer_behind_messages_that_fill_their_window(clock: Clock) -> None:
+    """There may be more of them; what came alone is followed by what came with it, or by nothing."""
+    selector = Strict(WEIGHTS, None)
+    for queue in WEIGHTS:
+        selector.on_open(queue, 0.0)
+    stage = make_stage(selector, window=2)
     executor = stage.ready(queues=WEIGHTS, **ASYNC)
-    stage.run(11, queue="high")
     stage.run(1, queue="low")
-    clock.now += selection.MOMENT / 2
+    stage.run(11, queue="high")
+    stage.run(2, queue="low")
+    assert executor.delivered == [1, 11]
+    clock.now += 2 * selection.MOMENT
     stage.pool.dispatch()
-    assert executor.delivered == [11], "another one may have come with it"
+    assert executor.delivered == [1, 11, 2]
     stage.run(12, queue="high")
+    stage.run(3, queue="low")
     clock.now += selection.DRY / 2
     stage.pool.dispatch()
-    assert executor.delivered == [11, 12], "two of them fill the window: there may be more"
-    clock.now += 1
-    await until_delivered(executor, 1)
-    assert executor.delivered == [11, 12, 1]
+    assert executor.delivered == [1, 11, 2, 12]
+    clock.now += selection.DRY
+    await until_delivered(executor, 3)
 
 
 async def test_what_is_put_back_is_first_in_its_own_queue(clock: Clock) -> None:

@@ -130,6 +130,11 @@ class TestStrict:
         assert selector.choose({"mail": 1}, 101.0 + DRY * 2) == "mail"
         selector.on_arrival("urgent", 102.0, full=False)
         assert selector.choose({"mail": 1}, 102.0 + DRY / 2) == "mail"
+        selector.on_arrival("urgent", 103.0, full=True)
+        assert selector.choose({"mail": 1}, 103.0 + DRY / 2) is None
+        assert selector.choose({"mail": 1}, 103.0 + DRY * 2) == "mail"
+        selector.on_open("urgent", 104.0)
+        assert selector.choose({"mail": 1}, 104.0 + DRY / 2) is None, "it has room again"
 
     def test_nothing_lower_starts_before_every_higher_queue_is_consumed(self) -> None:
         """Until then nobody knows whether it has messages."""

@@ -154,6 +154,7 @@ async def test_a_stop_does_not_give_it_the_time_that_it_would_have_otherwise() -
     executor = stage.ready(1)
     executor.begin(1)
     executor.announce(Cause(Reason.EXIT, "the callback called sys.exit(0)", exit_code=0), 1)
+    executor.page.begin(*executor.places[1], Phase.SHUTDOWN, time.monotonic_ns())
     ending = asyncio.create_task(stage.pool.end(0.0))
     await executor.killed.wait()
     executor.die()
