@@ -88,4 +88,7 @@ def test_of_many_callbacks_at_once_exactly_those_that_kill_their_process_become_
     assert set(alone.values()) == {ATTEMPTS}, "attempts are counted by the deaths that happened alone"
     shutdowns = Counter(int(line.split()[1]) for line in project.ledger if line.startswith("shutdown"))
     ran = Counter(n for _, running in kills for n in json.loads(running))
-    assert {n: shutdowns[n] for n in ran} == dict(ran), "shutdown() runs once for each death that a message was in"
+    # More for one that had been taken up and not begun its first step, or had settled and not returned.
+    missing = {n: (shutdowns[n], deaths) for n, deaths in ran.items() if shutdowns[n] < deaths}
+    assert not missing, f"shutdown() did not run for each death that a message was in: {missing}"
+    assert sum(shutdowns.values()) <= 20 * len(kills)

@@ -110,8 +110,9 @@ class Holding:
         """Take out a delivery that the task has settled; None for one that is not here any more."""
         delivery = self.inflight.pop(seq, None)
         if delivery is not None:
-            self.aftermaths.pop(seq, None)
-            self._let_go(delivery, verb)
+            # A suspect is to run again when its shutdown() has: then it gets another number and another slot.
+            has_run = self.aftermaths.pop(seq, None) is None
+            self._let_go(delivery if has_run else copy.copy(delivery), verb)
         return delivery
 
     def acknowledged(self) -> list[Delivery]:

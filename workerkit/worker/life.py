@@ -116,6 +116,7 @@ class Life:
         self._cancelled: dict[int, _Cancelled] = {}
         self._blocking_named = 0
         self._handing_back = False
+        self._told_to_stop = False
         self.on_congested = events.on_congested
         self.started = self._loop.time()
         self.resolved: Resolved | None = None
@@ -146,8 +147,9 @@ class Life:
 
     def leave(self) -> None:
         """Let it do what it has, and end."""
-        if not self.leaving:
-            self.leaving = True
+        self.leaving = True
+        if not self._told_to_stop:
+            self._told_to_stop = True
             self._child.send(frame(Kind.STOP))
             self.watch()
 

@@ -282,6 +282,7 @@ class Pool:
 
     def _replace(self, life: Life, why: str) -> None:
         self._log.info("executor.replaced", executor_pid=life.pid, why=why)
+        life.leaving = True
         self._moving = self._loop.create_task(self._move(life, leave=True))
 
     async def _move(self, life: Life, *, leave: bool) -> None:
