@@ -344,10 +344,8 @@ class Pool:
                 for queue in {delivery.queue for delivery in finished}:
                     if self._window(queue) <= slots:  # it could not send the next one before
                         self._selector.on_open(queue, now)
-        if self._resolved is not None and self._resolved.recycle_memory is not None:
-            self._see_to_memory(seat)
-        if self._resolved is not None and self._resolved.max_messages is not None:
-            self._see_to_full(seat)
+        self._see_to_memory(seat)
+        self._see_to_full(seat)
         self.dispatch()
         self._events.on_change()
 
