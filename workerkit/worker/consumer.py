@@ -154,6 +154,8 @@ class Consumer:
             on_failed=self.on_failed,
             log=self._log,
         )
+        if selector is not None:
+            self._pool.choose_by(selector, self._intake.window)
         auto = self._intake.auto
         each = max(1, prefetch // resolved.executors) if isinstance(prefetch, int) else 1
         self._pool.ahead = (lambda: each) if auto is None else (lambda: auto.ahead)
@@ -169,9 +171,7 @@ class Consumer:
         def report(text: str) -> None:
             self._log.error("select.failed", select=resolved.select, error=text, note="going on with `weighted`")
 
-        selector = make_selector(resolved.select, resolved.queues, resolved.starve_after, report)
-        self._pool.choose_by(selector)
-        return selector
+        return make_selector(resolved.select, resolved.queues, resolved.starve_after, report)
 
     def _on_open(self, queue: str, now: float) -> None:
         """With one queue nothing depends on when it is consumed."""

@@ -159,8 +159,11 @@ class Life:
 
     def kill_after(self, patience: float) -> None:
         """End it unless it has ended by itself by then."""
-        if self._killer is None:
-            self._killer = self._loop.call_later(patience, self._child.kill)
+        when = self._loop.time() + patience
+        if self._killer is None or self._killer.when() > when:
+            if self._killer is not None:
+                self._killer.cancel()
+            self._killer = self._loop.call_at(when, self._child.kill)
 
     def hand_back(self) -> None:
         """End it now, for nobody's sake: what it runs is not to blame."""

@@ -17,7 +17,7 @@ from workerkit.worker.life import Life
 from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.page import SLOTS
 from workerkit.worker.seat import Seat, must_run_alone
-from workerkit.worker.selection import DRY, Selector
+from workerkit.worker.selection import MOMENT, Selector
 from workerkit.worker.settler import Settler
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Pool:
         self._seats = [self._make_seat()]
         self._resolved: Resolved | None = None
         self._selector: Selector | None = None
+        self._window: Callable[[str], int] = lambda _: 0
         self._waiting = Waiting()
         self._aside: list[Delivery] = []  # put back while a recall is under way, and its
         self._recalls = 0
@@ -79,9 +80,9 @@ class Pool:
         """Start the first executor. The others follow when it has said how many there should be."""
         self._seats[0].open()
 
-    def choose_by(self, selector: Selector) -> None:
-        """Take from several queues, as this one says."""
-        self._selector = selector
+    def choose_by(self, selector: Selector, window: Callable[[str], int]) -> None:
+        """Take from several queues, as ``selector`` says, which have these windows."""
+        self._selector, self._window = selector, window
 
     @property
     def busy(self) -> bool:
@@ -94,10 +95,18 @@ class Pool:
             for delivery in deliveries:
                 delivery.alone = must_run_alone(delivery)
         if self._selector is not None:
-            self._selector.on_arrival(deliveries[0].queue, time.monotonic())
+            queue = deliveries[0].queue
+            full = self._count(queue) + len(deliveries) >= self._window(queue)
+            self._selector.on_arrival(queue, time.monotonic(), full=full)
         self._waiting.add(deliveries)
         self.dispatch()
         self._watch_what_is_waited_for()
+
+    def _count(self, queue: str) -> int:
+        """How many messages of a queue are here, but for those that wait to run alone."""
+        lives = [seat.life for seat in self._seats if seat.life is not None]
+        running = sum(one.queue == queue for life in lives for one in life.holding.inflight.values())
+        return running + len(self._waiting.queues.get(queue, ()))
 
     def _watch_what_is_waited_for(self) -> None:
         if self._waiting:
@@ -141,8 +150,9 @@ class Pool:
 
     async def stacks(self) -> list[dict[str, Any]]:
         """For each executor the stack of every thread and what it runs, as keys for a log line."""
-        lives = [seat.life for seat in self._seats]
-        return [{"note": "the executor is being replaced"} if life is None else await life.stacks() for life in lives]
+        lives = [seat.life for seat in self._seats if seat.life is not None]
+        missing = [{"note": "the executor is being replaced"}] * (len(self._seats) - len(lives))
+        return [*await asyncio.gather(*[life.stacks() for life in lives]), *missing]
 
     def reload(self) -> None:
         """Replace every executor by a new one, which loads the task anew; one at a time."""
@@ -204,7 +214,7 @@ class Pool:
             queue = selector.choose(waiting, now)
             if queue is None:
                 if self._choosing is None:
-                    self._choosing = self._loop.call_later(DRY, self._choose_again)
+                    self._choosing = self._loop.call_later(MOMENT, self._choose_again)
                 return
             self._send(seat, queue, 1)
 
@@ -329,14 +339,13 @@ class Pool:
         """Callbacks have ended."""
         if finished:
             self._events.on_finished(finished)
-            if self._selector is not None:
-                now = time.monotonic()
+            if self._selector is not None and self._resolved is not None:
+                now, slots = time.monotonic(), self._resolved.concurrency * len(self._seats)
                 for queue in {delivery.queue for delivery in finished}:
-                    self._selector.on_open(queue, now)
-        if self._resolved is not None and self._resolved.recycle_memory is not None:
-            self._see_to_memory(seat)
-        if self._resolved is not None and self._resolved.max_messages is not None:
-            self._see_to_full(seat)
+                    if self._window(queue) <= slots:  # it could not send the next one before
+                        self._selector.on_open(queue, now)
+        self._see_to_memory(seat)
+        self._see_to_full(seat)
         self.dispatch()
         self._events.on_change()
 

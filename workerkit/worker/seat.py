@@ -77,7 +77,8 @@ class Seat:
     @property
     def idle(self) -> bool:
         """Whether it would begin at once what it is sent."""
-        return self.ready and self.life is not None and not self.life.holding.inflight and not self.alone
+        life = self.life
+        return life is not None and life.resolved is not None and self.room(life.resolved.concurrency) > 0
 
     @property
     def busy(self) -> bool:

@@ -12,8 +12,11 @@ from workerkit.errors import ConfigurationError
 _MEMORY = 64
 """Turns that a queue gets back which had nothing here for a moment, because its messages were still on their way."""
 DRY = 0.05
-"""Seconds without a delivery after which a queue counts as empty under ``strict``; a broker takes some milliseconds to
-send what is there."""
+"""Seconds without a delivery after which a queue counts as empty under ``strict`` that had more than it could send; a
+broker takes some milliseconds to send what is there."""
+MOMENT = 0.005
+"""Likewise for a queue that had room all the time: it has sent what it had, but for what came with that. A selector
+that waits is asked again after so long."""
 
 
 class Strategy(Protocol):
@@ -29,13 +32,13 @@ class Selector(Protocol):
     """How the worker asks."""
 
     def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
-        """The queue whose next message is to run; None to wait for ``DRY`` seconds at most. ``now`` is monotonic."""
+        """The queue whose next message is to run; None to wait for a ``MOMENT``. ``now`` is monotonic."""
 
     def on_open(self, queue: str, now: float) -> None:
         """The queue may send something: it is consumed from now on, or has room for more again."""
 
-    def on_arrival(self, queue: str, now: float) -> None:
-        """Messages of the queue have arrived."""
+    def on_arrival(self, queue: str, now: float, *, full: bool) -> None:
+        """Messages of the queue have arrived. ``full``: they fill its window, so there may be more of them."""
 
 
 class Weighted:
@@ -61,7 +64,8 @@ class Weighted:
     def on_open(self, queue: str, now: float) -> None:
         """Nothing depends on it."""
 
-    on_arrival = on_open
+    def on_arrival(self, queue: str, now: float, *, full: bool) -> None:
+        """Nor on what arrives."""
 
 
 class Strict:
@@ -77,6 +81,7 @@ class Strict:
         self._starve_after = starve_after
         self._since: dict[str, float] = {}  # which its message has been waiting that is next
         self._sent = dict.fromkeys(weights, math.inf)  # until it is consumed nobody knows what it has
+        self._dry_after = dict.fromkeys(weights, DRY)
 
     def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
         chosen = starving = None
@@ -85,7 +90,10 @@ class Strict:
             if queue not in waiting:
                 self._since.pop(queue, None)
                 # Its next message may be on its way: what is lower must not start before that.
-                held = held or now - self._sent[queue] < DRY
+                if now - self._sent[queue] < self._dry_after[queue]:
+                    held = True
+                else:
+                    self._dry_after[queue] = MOMENT
                 continue
             waits = now - self._since.setdefault(queue, now)
             if starving is None and self._starve_after is not None and waits > self._starve_after:
@@ -101,9 +109,12 @@ class Strict:
 
     def on_open(self, queue: str, now: float) -> None:
         self._sent[queue] = now
+        self._dry_after[queue] = DRY
 
-    def on_arrival(self, queue: str, now: float) -> None:
+    def on_arrival(self, queue: str, now: float, *, full: bool) -> None:
         self._sent[queue] = now
+        if full:
+            self._dry_after[queue] = DRY
         self._since.setdefault(queue, now)
 
 
@@ -130,7 +141,8 @@ class Custom:
     def on_open(self, queue: str, now: float) -> None:
         """Nothing depends on it."""
 
-    on_arrival = on_open
+    def on_arrival(self, queue: str, now: float, *, full: bool) -> None:
+        """Nor on what arrives."""
 
 
 def make_selector(select: str, weights: Mapping[str, int], starve_after: float | None, report: Any) -> Selector:

@@ -118,6 +118,9 @@ class Peer:
         self.starting = True
         try:
             await self.may_start.wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.1)  # it has to let go of something, maybe
+            raise
         finally:
             self.starting = False
         if self.start_error is not None:

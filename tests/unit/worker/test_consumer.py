@@ -12,6 +12,7 @@ from workerkit.errors import AccessRefused, ConfigurationError, ExitCode, TaskLo
 from workerkit.settlement import Outcome, RetryLater, Verb
 from workerkit.worker import consumer as consumer_module
 from workerkit.worker import seat as seat_module
+from workerkit.worker import selection
 from workerkit.worker.child import Exit
 from workerkit.worker.link import Kind
 
@@ -208,6 +209,24 @@ class TestWork:
             await until(lambda: all(seat.ready for seat in scene.consumer._pool._seats))
             scene.peer.deliver(*range(1, 11))
             assert [len(child.delivered) for child in scene.children] == [5, 5]
+
+    @pytest.mark.parametrize(("prefetch", "begun"), [(1, [11]), (2, [11, 1])])
+    async def test_strict_waits_for_the_next_message_of_a_window_that_was_full(
+        self, prefetch: int, begun: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With room for one, it can only be sent when the one before has ended; with more, it would be here."""
+        monkeypatch.setattr(selection, "DRY", 0.2)
+        scene = Scene(queues={"high": 2, "low": 1}, select="strict", prefetch_count=prefetch)
+        scene.outcomes[11] = STUCK
+        async with scene:
+            await scene.consuming()
+            scene.peer.deliver(11, queue="high")
+            scene.peer.deliver(1, queue="low")
+            await asyncio.sleep(0.25)
+            scene.child.go_on()
+            await turn()
+            assert scene.begun == begun
+            await until(lambda: len(scene.peer.acked) == 2)
 
     async def test_stacks_are_logged_for_each_executor(self) -> None:
         """What USR1 asks for."""

@@ -128,8 +128,9 @@ async def test_a_lost_source_is_worked_off_all_the_same() -> None:
         assert sorted(scene.begun) == [1, 1, 2, 3]
 
 
+@pytest.mark.parametrize("prefetch", [1, 2, "auto"])
 async def test_strict_runs_nothing_of_a_lower_queue_while_a_higher_one_has_messages(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, prefetch: int | str
 ) -> None:
     """Though the window of the higher one is small and what follows is on its way."""
     monkeypatch.setattr(selection, "DRY", 0.5)  # on a loaded machine a turn of the loop may take long
@@ -137,7 +138,7 @@ async def test_strict_runs_nothing_of_a_lower_queue_while_a_higher_one_has_messa
     world.publish("low", *range(1, 31))
     world.publish("high", *range(101, 151))
     queues = {"high": 2, "low": 1}
-    async with Scene(MemoryBroker(world.store), queues=queues, select="strict", prefetch_count=2) as scene:
+    async with Scene(MemoryBroker(world.store), queues=queues, select="strict", prefetch_count=prefetch) as scene:
         await until(world.empty("high", "low"))
         assert scene.begun == [*range(101, 151), *range(1, 31)]
 

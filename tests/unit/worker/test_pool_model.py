@@ -30,7 +30,7 @@ class Play:
         self.queues = queues
         self.concurrency = concurrency
         if len(queues) > 1:
-            self.stage.pool.choose_by(Weighted(dict.fromkeys(queues, 1)))
+            self.stage.pool.choose_by(Weighted(dict.fromkeys(queues, 1)), lambda _: 1)
         self.loaded: set[int] = set()
         self.ready(self.stage.child)
         self.read: dict[int, int] = {}  # how much of its inbox each executor has read, by pid
@@ -124,6 +124,10 @@ class Play:
                 child.page.end(sent.slot, sent.seq)
         child.drain()
 
+    def drain(self, child: FakeChild) -> None:
+        """The consumer reads what was said, while the callbacks may go on."""
+        child.drain()
+
     def name(self, child: FakeChild) -> None:
         """It is dying of one of its callbacks, and knows it."""
         callbacks = [sent for sent, phase in self.running(child) if phase is Phase.CALLBACK]
@@ -165,7 +169,7 @@ STEPS = st.sampled_from(
     ["run"] * 4
     + ["begin"] * 4
     + ["ready"] * 3
-    + ["settle", "finish", "finish", "name", "die", "die"]
+    + ["settle", "drain", "finish", "finish", "name", "die", "die"]
     + ["recall", "forget", "reload", "leave", "fail_to_load"]
 )
 

@@ -104,6 +104,35 @@ async def test_what_waits_behind_a_long_callback_moves_to_an_idle_executor() -> 
     assert sorted(stage.settler.settled) == [(2, ACK), (3, ACK), (4, ACK)]
 
 
+async def test_it_moves_to_one_that_could_begin_it_at_once_beside_what_it_runs() -> None:
+    """With several callbacks at once an executor need not be idle for that."""
+    stage = Stage()
+    resolved = {"concurrency": 2, "asynchronous": True}
+    first, second = await stage.several(2, **resolved)
+    stage.pool.ahead = lambda: 3
+    stage.run(1, 2, 3, 4, 5, 6)
+    assert (first.delivered, second.delivered) == ([1, 2, 3], [4, 5, 6])
+    first.begin(1, 2, now_ns=1)
+    second.begin(4, now_ns=time.monotonic_ns())
+    for tag in (5, 6):
+        second.finish(tag)
+    await until_delivered(second, 3)
+
+
+async def test_all_stacks_are_asked_for_at_once() -> None:
+    """One that is slow to answer must not use up the time of the others."""
+    stage = Stage()
+    children = await stage.several(3)
+    for child in children:
+        child.answer_stacks.clear()
+    asking = asyncio.create_task(stage.pool.stacks())
+    for child in children:
+        await child.stacks_asked.wait()
+    for child in children:
+        child.answer_stacks.set()
+    assert len(await asking) == 3
+
+
 async def test_the_owner_hears_of_what_waits_while_all_are_busy() -> None:
     """Then somebody else may have it; also what came when all were busy for long."""
     stage = Stage()
@@ -114,7 +143,7 @@ async def test_the_owner_hears_of_what_waits_while_all_are_busy() -> None:
     await asyncio.sleep(0.05)
     assert not stage.owner.waiting.is_set()
     stage.run(3)
-    await asyncio.wait_for(stage.owner.waiting.wait(), 5)
+    await asyncio.wait_for(stage.owner.waiting.wait(), 4)
 
 
 async def test_one_that_cannot_load_leaves_the_work_to_the_others() -> None:

@@ -28,13 +28,13 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pool_module, "time", clock)
-    monkeypatch.setattr(pool_module, "DRY", 0.001)
+    monkeypatch.setattr(pool_module, "MOMENT", 0.001)
     return clock
 
 
-def make_stage(selector: Selector) -> Stage:
+def make_stage(selector: Selector, *, window: int = 100) -> Stage:
     stage = Stage()
-    stage.pool.choose_by(selector)
+    stage.pool.choose_by(selector, lambda _: window)
     return stage
 
 
@@ -100,7 +100,7 @@ async def test_strict_waits_a_moment_for_the_next_message_of_a_queue_that_has_ju
     clock: Clock,
 ) -> None:
     """Its window was full of what ran: what follows is on its way, however long ago the last one came."""
-    stage = make_stage(Strict(WEIGHTS, None))
+    stage = make_stage(Strict(WEIGHTS, None), window=1)
     executor = stage.ready(queues=WEIGHTS)
     stage.run(11, queue="high")
     stage.run(1, queue="low")
@@ -114,17 +114,38 @@ async def test_strict_waits_a_moment_for_the_next_message_of_a_queue_that_has_ju
     await until_delivered(executor, 1)
 
 
-async def test_strict_waits_a_moment_for_what_follows_a_message_that_has_just_come(clock: Clock) -> None:
-    """They come one by one: a slot that is free must not go to a lower queue in between."""
+async def test_strict_does_not_wait_for_a_queue_that_had_room_all_the_time(clock: Clock) -> None:
+    """It has sent what it had."""
     stage = make_stage(Strict(WEIGHTS, None))
-    executor = stage.ready(queues=WEIGHTS, **ASYNC)
+    executor = stage.ready(queues=WEIGHTS)
     stage.run(11, queue="high")
     stage.run(1, queue="low")
-    assert executor.delivered == [11]
-    stage.run(12, queue="high")
     clock.now += 1
-    await until_delivered(executor, 1)
-    assert executor.delivered == [11, 12, 1]
+    executor.finish(11)
+    assert executor.delivered == [11, 1]
+
+
+async def test_strict_waits_longer_behind_messages_that_fill_their_window(clock: Clock) -> None:
+    """There may be more of them; what came alone is followed by what came with it, or by nothing."""
+    selector = Strict(WEIGHTS, None)
+    for queue in WEIGHTS:
+        selector.on_open(queue, 0.0)
+    stage = make_stage(selector, window=2)
+    executor = stage.ready(queues=WEIGHTS, **ASYNC)
+    stage.run(1, queue="low")
+    stage.run(11, queue="high")
+    stage.run(2, queue="low")
+    assert executor.delivered == [1, 11]
+    clock.now += 2 * selection.MOMENT
+    stage.pool.dispatch()
+    assert executor.delivered == [1, 11, 2]
+    stage.run(12, queue="high")
+    stage.run(3, queue="low")
+    clock.now += selection.DRY / 2
+    stage.pool.dispatch()
+    assert executor.delivered == [1, 11, 2, 12]
+    clock.now += selection.DRY
+    await until_delivered(executor, 3)
 
 
 async def test_what_is_put_back_is_first_in_its_own_queue(clock: Clock) -> None:

@@ -7,7 +7,7 @@ from workerkit import Cause, Reason
 from workerkit.headers import ALONE
 from workerkit.settlement import ACK, RELEASE, Outcome, Verb
 from workerkit.worker.child import Exit
-from workerkit.worker.page import Phase
+from workerkit.worker.page import SLOTS, Phase
 
 SIGKILL = Cause(Reason.SIGNAL, "killed by signal 9 (SIGKILL)", signal=9)
 MEMORY = Cause(Reason.MEMORY, "out of memory", "MemoryError")
@@ -93,6 +93,28 @@ async def test_what_shutdown_decides_for_a_suspect_holds_unless_it_is_a_failed_a
     second.finish(4, Outcome(Verb.RETRY, delay=3.0, cause=SIGKILL))
     assert stage.settler.settled == [(1, reject), (2, RELEASE), (3, ACK)]
     assert second.delivered == [4]
+
+
+async def test_a_suspect_that_goes_on_in_its_shutdown_has_another_place_for_its_run() -> None:
+    """What the executor writes about the one must not be taken for the other, nor the slot be given away."""
+    stage = Stage()
+    second = await died_with(stage, 1, 2)
+    second.finish(2, NACK)
+    place = second.places[1]
+    second.begin(1, phase=Phase.SHUTDOWN)
+    second.settle(1, NACK)
+    second.drain()
+    assert second.delivered == [2]
+    second.finish(2)
+    assert second.delivered == [2, 1]
+    assert second.places[1] != place
+    second.finish(1)
+    stage.run(*range(3, SLOTS + 2))
+    assert place[0] not in [second.places[tag][0] for tag in range(3, SLOTS + 2)]
+    second.page.end(*place)
+    stage.run(SLOTS + 2)
+    assert second.places[SLOTS + 2][0] == place[0]
+    assert stage.settler.settled == [(2, ACK), (1, ACK)]
 
 
 async def test_a_suspect_whose_shutdown_dies_is_run_alone_all_the_same() -> None:

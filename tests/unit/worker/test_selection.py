@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workerkit.errors import ConfigurationError
-from workerkit.worker.selection import DRY, Selector, Strict, Weighted, make_selector
+from workerkit.worker.selection import DRY, MOMENT, Selector, Strict, Weighted, make_selector
 
 WEIGHTS = {"bulk": 1, "urgent": 20, "mail": 5}
 ALL = dict.fromkeys(WEIGHTS, 9)
@@ -107,10 +107,34 @@ class TestStrict:
         selector = strict()
         selector.on_open("urgent", 100.0)
         assert selector.choose({"mail": 1}, 100.0 + DRY / 2) is None
-        selector.on_arrival("urgent", 200.0)
+        selector.on_arrival("urgent", 200.0, full=True)
         assert selector.choose({"mail": 1}, 200.0 + DRY / 2) is None
         assert selector.choose({"urgent": 1, "mail": 1}, 200.0 + DRY / 2) == "urgent"
         assert selector.choose({"mail": 1}, 200.0 + DRY * 2) == "mail"
+
+    def test_a_queue_that_had_room_has_sent_what_it_had(self) -> None:
+        """One message now and then must not keep lower queues from running for long each time."""
+        selector = strict()
+        assert selector.choose({"mail": 1}, 50.0) == "mail"
+        selector.on_arrival("urgent", 100.0, full=False)
+        assert selector.choose({"urgent": 1, "mail": 1}, 100.0) == "urgent"
+        assert selector.choose({"mail": 1}, 100.0 + MOMENT / 2) is None, "others may have come with it"
+        assert selector.choose({"mail": 1}, 100.0 + 2 * MOMENT) == "mail"
+
+    def test_one_that_has_sent_all_that_it_could_counts_as_such_until_it_is_dry(self) -> None:
+        """What follows comes one by one, each after the end of another one."""
+        selector = strict()
+        selector.on_arrival("urgent", 100.0, full=True)
+        selector.on_arrival("urgent", 101.0, full=False)
+        assert selector.choose({"mail": 1}, 101.0 + DRY / 2) is None
+        assert selector.choose({"mail": 1}, 101.0 + DRY * 2) == "mail"
+        selector.on_arrival("urgent", 102.0, full=False)
+        assert selector.choose({"mail": 1}, 102.0 + DRY / 2) == "mail"
+        selector.on_arrival("urgent", 103.0, full=True)
+        assert selector.choose({"mail": 1}, 103.0 + DRY / 2) is None
+        assert selector.choose({"mail": 1}, 103.0 + DRY * 2) == "mail"
+        selector.on_open("urgent", 104.0)
+        assert selector.choose({"mail": 1}, 104.0 + DRY / 2) is None, "it has room again"
 
     def test_nothing_lower_starts_before_every_higher_queue_is_consumed(self) -> None:
         """Until then nobody knows whether it has messages."""
@@ -130,7 +154,7 @@ class TestStrict:
         """And then waits again."""
         selector = strict(starve_after=60.0)
         for queue in WEIGHTS:
-            selector.on_arrival(queue, 100.0)
+            selector.on_arrival(queue, 100.0, full=True)
         assert selector.choose(ALL, 159.0) == "urgent"
         turns = [selector.choose(ALL, 161.0) for _ in range(4)]
         assert sorted(turns[:2], key=str) == ["bulk", "mail"]
@@ -143,7 +167,7 @@ class TestStrict:
             selector.on_open(queue, 100.0)
         for now in (1000.0, 2000.0):
             for queue in WEIGHTS:
-                selector.on_arrival(queue, now)
+                selector.on_arrival(queue, now, full=True)
             assert [selector.choose(dict.fromkeys(queues, 1), now + 2 * DRY) for queues in (ALL, ("mail", "bulk"))] == [
                 "urgent",
                 "mail",
@@ -153,15 +177,15 @@ class TestStrict:
     def test_what_was_given_back_has_not_waited(self) -> None:
         """What comes after it has a time of its own."""
         selector = strict(starve_after=60.0)
-        selector.on_arrival("bulk", 100.0)
+        selector.on_arrival("bulk", 100.0, full=True)
         assert selector.choose({"urgent": 1}, 110.0) == "urgent"
-        selector.on_arrival("bulk", 1000.0)
+        selector.on_arrival("bulk", 1000.0, full=True)
         assert selector.choose({"urgent": 1, "bulk": 1}, 1001.0) == "urgent"
 
     def test_a_message_that_has_its_turn_is_not_what_the_next_has_waited(self) -> None:
         """Each has a time of its own."""
         selector = strict(starve_after=60.0)
-        selector.on_arrival("bulk", 100.0)
+        selector.on_arrival("bulk", 100.0, full=True)
         assert selector.choose({"urgent": 1, "bulk": 2}, 161.0) == "bulk"
         assert selector.choose({"urgent": 1, "bulk": 1}, 220.0) == "urgent"
         assert selector.choose({"urgent": 1, "bulk": 1}, 222.0) == "bulk"
@@ -169,8 +193,8 @@ class TestStrict:
     def test_one_that_has_waited_too_long_is_not_held_back(self) -> None:
         """Nor is it by a higher one whose next message may be on its way."""
         selector = strict(starve_after=60.0)
-        selector.on_arrival("mail", 100.0)
-        selector.on_arrival("urgent", 200.0)
+        selector.on_arrival("mail", 100.0, full=True)
+        selector.on_arrival("urgent", 200.0, full=True)
         assert selector.choose({"mail": 1}, 200.0) == "mail"
 
 

@@ -148,6 +148,19 @@ async def test_an_executor_that_announced_its_end_and_does_not_come_to_it_is_kil
     await executor.killed.wait()
 
 
+async def test_a_stop_does_not_give_it_the_time_that_it_would_have_otherwise() -> None:
+    """The deadline is Supervisor's."""
+    stage = Stage()
+    executor = stage.ready(1)
+    executor.begin(1)
+    executor.announce(Cause(Reason.EXIT, "the callback called sys.exit(0)", exit_code=0), 1)
+    executor.page.begin(*executor.places[1], Phase.SHUTDOWN, time.monotonic_ns())
+    ending = asyncio.create_task(stage.pool.end(0.0))
+    await executor.killed.wait()
+    executor.die()
+    await ending
+
+
 async def test_an_executor_that_has_had_all_its_messages_and_does_not_end_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
