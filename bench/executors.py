@@ -6,6 +6,7 @@ fewer than four processors the callbacks share them, in the one case as in the o
 * The rate is that of the callbacks from the moment at which each of the four executors has begun ten, until a tenth of
   the messages is left: in between all four have work.
 * Memory is proportional set size (PSS) of all processes, a second after the last message.
+* The four instances are in one session, as the one is: Linux shares processors out among sessions first.
 
     python -m bench.executors [ROUNDS]      tries it with a private node
 """
@@ -17,7 +18,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from bench.lifecycle_workers import WORKERKIT, Begun, Site
@@ -57,13 +57,11 @@ def measure(
 
 def _run(site: Site, task: str, instances: int) -> tuple[float, float]:
     site.prepare(_MESSAGES)
-    with ExitStack() as running:
-        workers = [running.enter_context(site.start(task=task, number=number)) for number in range(instances)]
+    with site.start(task=task, instances=instances) as worker:
         begun = site.wait_for(_MESSAGES)
         time.sleep(_SETTLE)
-        memory = sum(worker.pss() for worker in workers)
-        for worker in workers:
-            worker.terminate()
+        memory = worker.pss()
+        worker.terminate()
     if (left := site.ready()) or len(begun) != _MESSAGES:
         raise RuntimeError(f"{len(begun)} callbacks for {_MESSAGES} messages, of which {left} are ready again")
     return _rate(begun), memory

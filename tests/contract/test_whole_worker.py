@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.whole import WholeWorker
+from support.workers import Project
 
 from workerkit.brokers.memory.broker import MemoryBroker
 from workerkit.brokers.memory.store import MemoryStore
@@ -134,3 +135,19 @@ async def test_what_cannot_be_published_is_a_failed_attempt(root: Path, store: M
     (letter,) = store.ready("jobs.dead")
     assert (letter.attempt, letter.headers["workerkit-reason"]) == (2, "exception")
     assert "nowhere" in letter.headers["workerkit-message"]
+
+
+def test_a_worker_is_run_on_memory_by_its_url(tmp_path: Path) -> None:
+    """`workerkit run` as on any broker; it has only what its own callbacks publish."""
+    project = Project(tmp_path, "memory://shop")
+    project.task("""
+        class Idle(WorkerTask):
+            def callback(self, message):
+                message.ack()
+    """)
+    project.config("workers: {idle: {task: 'workers.task:Idle', queue: jobs}}")
+    try:
+        worker = project.start("idle")
+        assert worker.stop() == 0
+    finally:
+        project.close()

@@ -18,6 +18,7 @@ from support.rabbit import Rabbit
 
 from workerkit.brokers.memory.broker import MemoryBroker
 from workerkit.brokers.memory.store import MemoryStore
+from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.envelope import dead_queue_name
 from workerkit.outgoing import Outgoing
 from workerkit.ports import Broker
@@ -227,8 +228,6 @@ class RabbitmqWorld(World):
         await super().back(peer, queue)
 
     async def make_broker(self, *, single_active: bool) -> Broker:
-        from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
-
         proxy = await Proxy.open(self._url)
         settings = self._settings
         if single_active:

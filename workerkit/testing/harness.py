@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import os
 import sys
 import time
@@ -114,6 +115,7 @@ class WorkerTest(Generic[Task]):
             self._selector = make_selector(resolved.select, resolved.queues, None, _fail_the_test)
             for queue in self._here:
                 self._store.declare(queue)
+                self._selector.on_open(queue, -math.inf)  # so long ago that all it had has arrived
             self._exit_stack = stack.pop_all()
         return self
 

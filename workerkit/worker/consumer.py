@@ -366,7 +366,7 @@ class Consumer:
             await intake.settle_down(_TELL_TIMEOUT)
             unstarted = await self._pool.recall()
             # Not a suspect: that it must run alone is known only here.
-            keep = [] if self._reasons else [one for one in unstarted if one.alone or one.queue not in wanted]
+            keep = [one for one in unstarted if one.alone or one.queue not in wanted]
             kept = {id(one) for one in keep}
             self.on_unstarted([one for one in unstarted if id(one) not in kept])
             self._pool.on_put_back(keep)

@@ -72,6 +72,7 @@ class LoopRunner:
         self._running: dict[int, Turn] = {}
         self._in_aftermath = False
         self._stopped = False
+        self._dying: Cause | None = None
         self._death: Cause | None = None
         self._error: BaseException | None = None
         self._culprit: Turn | None = None
@@ -91,11 +92,13 @@ class LoopRunner:
         """
         loop = self._loop
         self._context = copy_context()
+        if os.environ.get("WK_A") == "1":
+            self._uplink.wake_from(loop)
         loop.set_task_factory(self._new_task)
         loop.add_reader(self._uplink.fileno(), self._on_readable)
-        loop.call_soon(self._take, frames)
         self._beat()
         try:
+            self._take(frames)
             while not (self._stopped or self._death or self._error):
                 loop.run_forever()
         except (SystemExit, KeyboardInterrupt) as error:  # asyncio keeps everything else in its task
@@ -136,7 +139,7 @@ class LoopRunner:
     def _start_waiting(self) -> None:
         """Start what there is room for. STOP and AFTERMATH wait until nothing runs."""
         waiting, running = self._waiting, self._running
-        while waiting and len(running) < self._concurrency and not self._in_aftermath:
+        while waiting and len(running) < self._concurrency and not self._in_aftermath and not self._dying:
             kind, data, start, end = waiting[0]
             if kind != Kind.DELIVER and running:
                 return
@@ -165,10 +168,10 @@ class LoopRunner:
         message = MessageAdapter(incoming, turn, self._decode)
 
         def dying(cause: Cause) -> None:
-            turn.enter_shutdown(cause)
-            self._freeze(but=turn)
+            self._die(turn, cause)
+            turn.frozen = False
 
-        self._begin(turn, message, execute(self._task, message, dying, turn.was_cancelled))
+        self._begin(turn, message, execute(self._task, message, dying, lambda: turn.cancelled))
 
     def _start_aftermath(self, payload: bytes) -> None:
         seq, slot, incoming, aftermath = unpack_aftermath(payload, self._queues)
@@ -239,28 +242,34 @@ class LoopRunner:
         if self._uplink.forked:
             os._exit(exit_code(exit_cause(error)))
         self._task.shutdown_helper.release()
-        self._death = cause = exit_cause(error)
         turn = self._culprit
         if turn is None or turn.message is None or turn.seq not in self._running:
-            self._uplink.send(dying_frame(Dying(cause)))
+            self._death = self._dying or exit_cause(error)
+            if self._dying is None:
+                self._uplink.send(dying_frame(Dying(self._death)))
             return
-        turn.enter_shutdown(cause)
-        self._freeze()
-        successor = Turn(self._uplink, turn.slot, turn.seq, time.monotonic_ns())
-        successor.message = message = turn.message
+        message = turn.message
+        if self._dying is None:
+            self._die(turn, cause := exit_cause(error))
+            successor = Turn(self._uplink, turn.slot, turn.seq, time.monotonic_ns())
+            successor.message = message
 
-        async def end() -> None:
-            _turn.set(successor)  # whose tasks are not frozen
-            await end_by(self._task, message, cause)
+            async def end() -> None:
+                _turn.set(successor)  # whose tasks are not frozen
+                await end_by(self._task, message, cause)
 
-        with contextlib.suppress(BaseException):
-            self._loop.run_until_complete(end())
-        if not message.settled:
+            with contextlib.suppress(BaseException):
+                self._loop.run_until_complete(end())
+        self._death = self._dying
+        if not message.settled:  # shutdown() has ended the interpreter once more, from a task that it started
             message.nack()
 
-    def _freeze(self, but: Turn | None = None) -> None:
-        for turn in self._running.values():
-            turn.frozen = turn is not but
+    def _die(self, turn: Turn, cause: Cause) -> None:
+        """From here on nothing is started, and what runs stands still."""
+        turn.enter_shutdown(cause)
+        self._dying = cause
+        for other in self._running.values():
+            other.frozen = True
 
     def _abandon(self) -> None:
         """Keep what stands still for ever: taking it apart would run its ``finally`` blocks."""

@@ -85,7 +85,7 @@ class Strict:
             if queue not in waiting:
                 self._since.pop(queue, None)
                 # Its next message may be on its way: what is lower must not start before that.
-                held = held or (chosen is None and now - self._sent[queue] < DRY)
+                held = held or now - self._sent[queue] < DRY
                 continue
             waits = now - self._since.setdefault(queue, now)
             if starving is None and self._starve_after is not None and waits > self._starve_after:

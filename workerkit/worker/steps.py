@@ -26,10 +26,6 @@ class Turn(LinkHandle):
         self.frozen = False
         """None of its code may run any more: another one's is ending the interpreter."""
 
-    def was_cancelled(self) -> bool:
-        """Whether the consumer wants it to end."""
-        return self.cancelled
-
 
 class Steps(Coroutine[Any, Any, Any]):
     """A coroutine of one message. The page says whose step runs, so a step that never ends can be named from outside.

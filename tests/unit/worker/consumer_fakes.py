@@ -110,11 +110,16 @@ class Peer:
         self.start_error: Exception | None = None
         self.take_error: Exception | None = None
         self.taking = 0
+        self.starting = False
 
     async def start(self, plan: Plan, events: BrokerEvents) -> None:
         self.plan, self.events = plan, events
         self.started.set()
-        await self.may_start.wait()
+        self.starting = True
+        try:
+            await self.may_start.wait()
+        finally:
+            self.starting = False
         if self.start_error is not None:
             raise self.start_error
 
@@ -142,6 +147,7 @@ class Peer:
             asyncio.get_running_loop().call_soon(self.answer)
 
     async def close(self, patience: float) -> None:
+        assert not self.starting, "one thing after the other"
         self.closed_with = patience
 
     # ---- what the test makes it do

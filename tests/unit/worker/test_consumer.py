@@ -1,10 +1,11 @@
 """A running worker, from its start to its exit code, between a scripted broker and executors that work."""
 
 import asyncio
+import gc
 
 import pytest
 from consumer_fakes import Scene, until
-from pool_fakes import turn
+from pool_fakes import ASYNC, turn
 
 from workerkit import Cause, Reason
 from workerkit.errors import AccessRefused, ConfigurationError, ExitCode, TaskLoadError
@@ -77,16 +78,24 @@ class TestStart:
             assert not scene.peer.started.is_set()
             assert Kind.STOP in scene.child.kinds
 
-    async def test_a_task_that_fails_to_load_in_a_stop_is_a_stop(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_task_that_fails_to_load_in_a_stop_is_a_stop(self) -> None:
         """Nobody waits for it any more; nor is it an error that nobody has looked at."""
-        async with Scene() as scene:
-            scene.loads = False
-            await until(lambda: scene.children)
-            scene.consumer.stop_by_signal("SIGTERM")
-            await turn()
-            scene.child.fail(configuration=True)
-            assert await scene.end() == ExitCode.OK
-        assert caplog.records == []
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+
+        async def stop_while_it_loads() -> None:
+            async with Scene() as scene:
+                scene.loads = False
+                await until(lambda: scene.children)
+                scene.child.stuck_on = 0  # it imports, and cannot stop in the midst of that
+                scene.consumer.stop_by_signal("SIGTERM")
+                await until(lambda: Kind.STOP in scene.child.kinds)
+                scene.child.fail(configuration=True)
+                assert await die_and_end(scene, Exit(code=78, signal=None)) == ExitCode.OK
+
+        await stop_while_it_loads()
+        gc.collect()  # what nobody has looked at says so when it is collected
+        assert errors == []
 
     async def test_a_stop_while_the_broker_is_away_is_a_stop(self) -> None:
         """It is waited for as long as it takes, but not then."""
@@ -189,6 +198,16 @@ class TestWork:
             scene.peer.deliver(1, 2, queue="a")
             scene.peer.deliver(3, queue="b")
             await until(lambda: len(scene.peer.acked) == 3)
+
+    async def test_a_fixed_window_is_shared_by_the_executors(self) -> None:
+        """Each has its part of it ahead, so that it need not ask for each message."""
+        scene = Scene(executors=2, prefetch_count=10)
+        scene.outcomes = dict.fromkeys(range(1, 11), STUCK)
+        async with scene:
+            await scene.consuming()
+            await until(lambda: all(seat.ready for seat in scene.consumer._pool._seats))
+            scene.peer.deliver(*range(1, 11))
+            assert [len(child.delivered) for child in scene.children] == [5, 5]
 
     async def test_stacks_are_logged_for_each_executor(self) -> None:
         """What USR1 asks for."""
@@ -334,6 +353,25 @@ class TestStop:
             line = scene.events("worker.deadline")[0]
             assert (line["message_id"], line["stack"]) == ("m1", "the stacks")
 
+    async def test_past_the_deadline_the_broker_gets_a_moment_to_have_what_was_handed_back(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Or the copies that wait for their confirmation."""
+        monkeypatch.setattr(consumer_module, "_CONFIRM_TIMEOUT", 60.0)
+        scene = Scene(grace=0.02)
+        scene.outcomes[1] = STUCK
+        async with scene:
+            await scene.consuming()
+            scene.peer.answers = False
+            scene.peer.deliver(1)
+            await until(lambda: scene.begun == [1])
+            scene.consumer.stop_by_signal("SIGTERM")
+            await until(lambda: scene.peer.handed_back == [1])
+            await asyncio.sleep(0.05)
+            assert scene.peer.closed_with is None
+            scene.peer.answer()
+            assert await scene.end() == ExitCode.OK
+
     async def test_a_second_signal_makes_the_deadline_now(self) -> None:
         """Who asks twice does not want to wait."""
         scene = Scene(grace=1000.0)
@@ -362,11 +400,29 @@ class TestStop:
             assert await scene.end() == ExitCode.OK
             assert scene.peer.handed_back == [1]
 
+    async def test_it_waits_until_the_broker_sends_no_more(self) -> None:
+        """What is on its way when a connection is closed would come back as lost."""
+        async with Scene() as scene:
+            await scene.consuming()
+            scene.peer.may_answer_take.clear()
+            scene.consumer.stop_by_signal("SIGTERM")
+            await asyncio.sleep(0.05)
+            assert scene.peer.closed_with is None
+            scene.peer.may_answer_take.set()
+            assert await scene.end() == ExitCode.OK
+
     async def test_the_ttl_is_a_planned_end(self) -> None:
         """Of the worker's process, however long the task took to load."""
         async with Scene(ttl=0.05) as scene:
             assert await scene.end() == ExitCode.OK
             assert scene.events("worker.stopping")[0]["reason"] == "ttl"
+
+    async def test_the_time_that_the_task_takes_to_load_is_part_of_the_ttl(self) -> None:
+        """A process is as old as it is."""
+        scene = Scene(ttl=1000.0)
+        scene.consumer._started -= 1000.0
+        async with scene:
+            assert await scene.end() == ExitCode.OK
 
     @pytest.mark.parametrize("batches", [[(1, 2, 3, 4, 5)], [(1,), (2, 3), (4, 5)]])
     async def test_a_limit_is_exact(self, batches: list[tuple[int, ...]]) -> None:
@@ -380,6 +436,19 @@ class TestStop:
             assert scene.begun == scene.peer.acked == [1, 2, 3]
             assert scene.peer.handed_back == [4, 5]
             assert scene.events("worker.stopping")[0]["reason"] == "limit"
+
+    async def test_what_counts_against_a_limit_is_run(self) -> None:
+        """It is not handed back because the worker ends: that many were asked for."""
+        scene = Scene(limit=3)
+        scene.outcomes[1] = STUCK
+        async with scene:
+            await scene.consuming()
+            scene.peer.deliver(1, 2, 3)
+            await until(lambda: scene.events("worker.stopping"))
+            await asyncio.sleep(0.05)  # a recall would have had the time
+            scene.child.go_on()
+            assert await scene.end() == ExitCode.OK
+            assert scene.begun == [1, 2, 3]
 
     async def test_what_was_lost_before_it_ran_does_not_count_against_a_limit(self) -> None:
         """It will come again, here or elsewhere."""
@@ -511,6 +580,7 @@ class TestSharing:
             assert scene.peer.handed_back == []
             scene.peer.wanted = {"jobs"}
             await until(lambda: scene.peer.handed_back == [2, 3])
+            assert scene.peer.window == {"jobs": 1}
             scene.child.go_on()
             assert 1 in scene.peer.acked
 
@@ -523,6 +593,23 @@ class TestSharing:
             scene.peer.wanted = {"b"}
             scene.peer.deliver(1, 2, queue="a")
             scene.peer.deliver(3, queue="b")
+            await until(lambda: scene.peer.handed_back == [3])
+            scene.child.go_on()
+            await until(lambda: scene.peer.acked == [1, 2])
+
+    async def test_a_suspect_stays(self) -> None:
+        """That it must run alone is known only here."""
+        scene = Scene(prefetch_count="auto", **ASYNC)
+        scene.outcomes[1] = STUCK
+        async with scene:
+            await scene.consuming()
+            scene.peer.deliver(1, 2)
+            await until(lambda: scene.begun == [1])
+            scene.child.begin(2)
+            scene.child.kill()
+            await until(lambda: scene.begun == [1, 1])
+            scene.peer.wanted = {"jobs"}
+            scene.peer.deliver(3)
             await until(lambda: scene.peer.handed_back == [3])
             scene.child.go_on()
             await until(lambda: scene.peer.acked == [1, 2])

@@ -138,12 +138,17 @@ class Jobs(WorkerTask):
         await asyncio.sleep(0)
         child = os.fork()
         if child == 0:
-            await self.gate.wait()
+            for _ in range(1000):
+                await asyncio.sleep(0)
         message.publish("next", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         message.ack()
 
     async def break_(self, message):
         message._handle = None
+        message.ack()
+
+    async def name_the_loop(self, message):
+        self.logger.info("loop", module=type(asyncio.get_running_loop()).__module__)
         message.ack()
 
     async def bind(self, message):
@@ -170,8 +175,14 @@ class Jobs(WorkerTask):
 
     async def shutdown(self, message, cause):
         self.logger.critical("shutdown", reason=cause.reason.value)
-        await asyncio.sleep(60 if message.data == "slow" else 0.05)
+        await asyncio.sleep(60 if message.data == "slow" else 0.2)
         self.logger.critical("shutdown over", frozen_ran=self.gate.is_set())
+
+
+class DiesTwice(Jobs):
+    async def shutdown(self, message, cause):
+        self.logger.critical("shutdown", reason=cause.reason.value)
+        await asyncio.create_task(self.exit(message))
 
 
 class OpensTheGateAtDeath(Jobs):
@@ -343,6 +354,29 @@ def test_what_ends_the_interpreter_names_its_message_and_the_others_stand_still(
     assert {first, second} <= set(peer.running())
 
 
+def test_nothing_is_started_in_an_executor_that_dies(peer: Peer) -> None:
+    """What comes while shutdown runs is the replacement's."""
+    (culprit,) = peer.deliver("exit")
+    peer.event("shutdown")
+    (late,) = peer.deliver("ack")
+    peer.outcome(culprit)
+    assert peer.exit_code() == 3
+    assert peer.running() == []
+    assert late not in peer.acknowledged()
+
+
+@pytest.mark.parametrize(("what", "code"), [("exit", 3), ("exit_in_a_task", 4)])
+def test_a_shutdown_that_ends_the_interpreter_itself_leaves_its_message_nacked(what: str, code: int, start) -> None:
+    """For the cause of the first death, which is told once."""
+    peer = start("DiesTwice")
+    (culprit,) = peer.deliver(what)
+    dying = peer.death()
+    assert peer.outcome(culprit).cause == dying.cause
+    assert peer.exit_code() == code
+    assert len([line for line in peer.log if line["event"] == "shutdown"]) == 1
+    assert peer._frames == []
+
+
 def test_a_kill_leaves_the_page_telling_which_ran(peer: Peer) -> None:
     """Those that ran, those that were done, and nobody to blame yet."""
     done, first, second, killer, _waiting = peer.deliver("ack", "wait", "wait", "kill", "ack")
@@ -471,6 +505,16 @@ def test_the_end_of_the_link_ends_it(peer: Peer) -> None:
     peer.event("began")
     peer._sock.shutdown(2)
     assert peer.process.wait(20) == 0
+
+
+def test_the_loop_is_uvloops_where_that_can_be_imported(start, tmp_path: Path) -> None:
+    """A module of that name stands in for it: what matters is that it is asked, and never needed."""
+    (tmp_path / "uvloop.py").write_text(
+        "import asyncio\nclass Loop(asyncio.SelectorEventLoop): pass\ndef new_event_loop(): return Loop()\n"
+    )
+    peer = start()
+    peer.deliver("name_the_loop")
+    assert peer.event("loop")["module"] == "uvloop"
 
 
 def test_many_short_messages_in_pieces(start) -> None:

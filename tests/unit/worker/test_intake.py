@@ -68,6 +68,7 @@ async def test_nothing_is_taken_while_there_is_a_reason() -> None:
     scene.intake.reconcile()
     assert await scene.settled() == {"jobs": 20}
     assert scene.peer.takes == [("jobs", 20), ("jobs", 0), ("jobs", 20)]
+    assert scene.opened == ["jobs", "jobs"], "a queue that is closed is not open"
 
 
 async def test_what_changes_while_the_broker_is_told_follows_and_what_changed_back_does_not() -> None:

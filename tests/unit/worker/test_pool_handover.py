@@ -440,7 +440,7 @@ class TestEndAndStart:
         failing.die(Exit(code=78, signal=None))
         assert stage.owner.failures == [("why", False)]
         assert stage.events("executor.restart") != []
-        await asyncio.wait_for(stage.pool.end(3.0), 1)
+        await asyncio.wait_for(stage.pool.end(3.0), 5)
 
     async def test_a_process_that_cannot_be_started_is_tried_again_and_its_messages_go_back(
         self, monkeypatch: pytest.MonkeyPatch

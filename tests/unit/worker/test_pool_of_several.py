@@ -114,7 +114,7 @@ async def test_the_owner_hears_of_what_waits_while_all_are_busy() -> None:
     await asyncio.sleep(0.05)
     assert not stage.owner.waiting.is_set()
     stage.run(3)
-    await asyncio.wait_for(stage.owner.waiting.wait(), 1)
+    await asyncio.wait_for(stage.owner.waiting.wait(), 5)
 
 
 async def test_one_that_cannot_load_leaves_the_work_to_the_others() -> None:
@@ -324,4 +324,4 @@ async def test_a_page_is_looked_at_in_time_though_its_callback_began_long_ago() 
     second.settle(2)
     second.end(2)
     second.drain()
-    await asyncio.wait_for(until_delivered(second, 3), 1)
+    await asyncio.wait_for(until_delivered(second, 3), 5)

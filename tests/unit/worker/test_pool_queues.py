@@ -15,10 +15,21 @@ from workerkit.worker.selection import Selector, Strict, Weighted
 WEIGHTS = {"high": 20, "low": 5}
 
 
+class Clock:
+    """What the pool tells a selector the time by, moved by hand."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 @pytest.fixture(autouse=True)
-def _queues_are_dry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "DRY", 0.02)
-    monkeypatch.setattr(pool_module, "DRY", 0.02)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pool_module, "time", clock)
+    monkeypatch.setattr(pool_module, "DRY", 0.001)
+    return clock
 
 
 def make_stage(selector: Selector) -> Stage:
@@ -85,31 +96,49 @@ async def test_shares_are_the_weights_over_several_executors() -> None:
     assert counts[True] == pytest.approx(2000 * 20 / 25, rel=0.02)
 
 
-async def test_strict_waits_a_moment_for_the_next_message_of_a_queue_that_has_just_been_given_room() -> None:
+async def test_strict_waits_a_moment_for_the_next_message_of_a_queue_that_has_just_been_given_room(
+    clock: Clock,
+) -> None:
     """Its window was full of what ran: what follows is on its way, however long ago the last one came."""
     stage = make_stage(Strict(WEIGHTS, None))
     executor = stage.ready(queues=WEIGHTS)
     stage.run(11, queue="high")
     stage.run(1, queue="low")
-    await asyncio.sleep(0.05)  # that callback takes long
+    clock.now += 1  # that callback takes long
     executor.finish(11)
     assert executor.delivered == [11]
     stage.run(12, queue="high")
     assert executor.delivered == [11, 12]
     executor.finish(12)
+    clock.now += 1
     await until_delivered(executor, 1)
 
 
-async def test_what_is_put_back_is_first_in_its_own_queue() -> None:
+async def test_strict_waits_a_moment_for_what_follows_a_message_that_has_just_come(clock: Clock) -> None:
+    """They come one by one: a slot that is free must not go to a lower queue in between."""
+    stage = make_stage(Strict(WEIGHTS, None))
+    executor = stage.ready(queues=WEIGHTS, **ASYNC)
+    stage.run(11, queue="high")
+    stage.run(1, queue="low")
+    assert executor.delivered == [11]
+    stage.run(12, queue="high")
+    clock.now += 1
+    await until_delivered(executor, 1)
+    assert executor.delivered == [11, 12, 1]
+
+
+async def test_what_is_put_back_is_first_in_its_own_queue(clock: Clock) -> None:
     """And its queue is chosen as before."""
     stage = make_stage(Strict(WEIGHTS, None))
     executor = stage.ready(queues=WEIGHTS, **ASYNC)
     stage.run(1, 2, queue="low")
     stage.run(11, 12, queue="high")
+    clock.now += 1
     await until_delivered(executor, 1)
     stage.run(13, 14, queue="high")
     executor.die()
     second = await stage.replacement(queues=WEIGHTS, **ASYNC)
+    clock.now += 1
     await until_delivered(second, 1)
     assert second.delivered == [11, 12, 13, 14, 1]
 

@@ -84,35 +84,51 @@ class TestWeighted:
         assert counts == pytest.approx({"mail": 500, "bulk": 100}, abs=1)
 
 
+def strict(starve_after: float | None = None) -> Strict:
+    """A selector whose queues have been consumed for long."""
+    selector = Strict(WEIGHTS, starve_after)
+    for queue in WEIGHTS:
+        selector.on_open(queue, 0.0)
+    return selector
+
+
 class TestStrict:
     """The highest weight first."""
 
     def test_a_lower_queue_waits_while_a_higher_one_has_messages(self) -> None:
         """However many wait there."""
-        selector = Strict(WEIGHTS, None)
+        selector = strict()
         assert chosen(selector, 100) == {"urgent": 100}
         assert selector.choose({"mail": 1, "bulk": 500}, 100.0) == "mail"
         assert selector.choose({"bulk": 500}, 100.0) == "bulk"
 
     def test_a_lower_one_waits_while_the_next_of_a_higher_one_may_be_on_its_way(self) -> None:
         """For some milliseconds after that queue has sent something: then it counts as empty."""
-        selector = Strict(WEIGHTS, None)
+        selector = strict()
         selector.on_open("urgent", 100.0)
         assert selector.choose({"mail": 1}, 100.0 + DRY / 2) is None
-        selector.on_arrival("urgent", 100.0)
-        assert selector.choose({"mail": 1}, 100.0 + DRY / 2) is None
-        assert selector.choose({"urgent": 1, "mail": 1}, 100.0 + DRY / 2) == "urgent"
-        assert selector.choose({"mail": 1}, 100.0 + DRY * 2) == "mail"
+        selector.on_arrival("urgent", 200.0)
+        assert selector.choose({"mail": 1}, 200.0 + DRY / 2) is None
+        assert selector.choose({"urgent": 1, "mail": 1}, 200.0 + DRY / 2) == "urgent"
+        assert selector.choose({"mail": 1}, 200.0 + DRY * 2) == "mail"
+
+    def test_nothing_lower_starts_before_every_higher_queue_is_consumed(self) -> None:
+        """Until then nobody knows whether it has messages."""
+        selector = Strict(WEIGHTS, None)
+        selector.on_open("mail", 100.0)
+        assert selector.choose({"mail": 1}, 100.0 + 2 * DRY) is None
+        selector.on_open("urgent", 200.0)
+        assert selector.choose({"mail": 1}, 200.0 + 2 * DRY) == "mail"
 
     def test_what_is_lower_is_not_waited_for(self) -> None:
         """Only a higher one can be in its way."""
-        selector = Strict(WEIGHTS, None)
+        selector = strict()
         selector.on_open("bulk", 100.0)
         assert selector.choose({"mail": 1}, 100.0) == "mail"
 
     def test_one_that_has_waited_too_long_gets_one_turn(self) -> None:
         """And then waits again."""
-        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector = strict(starve_after=60.0)
         for queue in WEIGHTS:
             selector.on_arrival(queue, 100.0)
         assert selector.choose(ALL, 159.0) == "urgent"
@@ -122,7 +138,7 @@ class TestStrict:
 
     def test_the_time_counts_from_when_it_has_messages(self) -> None:
         """A quiet worker has not served a queue for long, and none of its messages has waited."""
-        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector = strict(starve_after=60.0)
         for queue in WEIGHTS:
             selector.on_open(queue, 100.0)
         for now in (1000.0, 2000.0):
@@ -134,9 +150,17 @@ class TestStrict:
             ]
             assert selector.choose({"bulk": 1}, now + 2 * DRY) == "bulk"
 
+    def test_what_was_given_back_has_not_waited(self) -> None:
+        """What comes after it has a time of its own."""
+        selector = strict(starve_after=60.0)
+        selector.on_arrival("bulk", 100.0)
+        assert selector.choose({"urgent": 1}, 110.0) == "urgent"
+        selector.on_arrival("bulk", 1000.0)
+        assert selector.choose({"urgent": 1, "bulk": 1}, 1001.0) == "urgent"
+
     def test_a_message_that_has_its_turn_is_not_what_the_next_has_waited(self) -> None:
         """Each has a time of its own."""
-        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector = strict(starve_after=60.0)
         selector.on_arrival("bulk", 100.0)
         assert selector.choose({"urgent": 1, "bulk": 2}, 161.0) == "bulk"
         assert selector.choose({"urgent": 1, "bulk": 1}, 220.0) == "urgent"
@@ -144,7 +168,7 @@ class TestStrict:
 
     def test_one_that_has_waited_too_long_is_not_held_back(self) -> None:
         """Nor is it by a higher one whose next message may be on its way."""
-        selector = Strict(WEIGHTS, starve_after=60.0)
+        selector = strict(starve_after=60.0)
         selector.on_arrival("mail", 100.0)
         selector.on_arrival("urgent", 200.0)
         assert selector.choose({"mail": 1}, 200.0) == "mail"

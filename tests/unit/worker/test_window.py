@@ -42,6 +42,14 @@ def test_it_is_what_runs_in_a_tenth_of_a_second(milliseconds: float, expected: i
     assert expected / 2 <= settled_at(AutoWindow(1), milliseconds) <= expected * 2
 
 
+def test_a_little_more_than_one_each_is_worth_a_change() -> None:
+    """And so is one each again: between them lies whether anything waits behind a callback."""
+    window = AutoWindow(10)
+    assert settled_at(window, 66) == 15
+    assert window.note(callbacks(100))
+    assert window.window == 10
+
+
 def test_several_callbacks_at_once_take_so_much_more() -> None:
     """20 that take 10 ms each do 200 messages in 100 ms."""
     assert 100 <= settled_at(AutoWindow(20), 10) <= 400
@@ -63,8 +71,9 @@ def test_one_long_callback_shrinks_it_at_once() -> None:
 def test_a_running_callback_that_is_no_longer_than_others_says_nothing() -> None:
     """It may be about to end."""
     window = AutoWindow(1)
-    before = settled_at(window, 100)
-    assert not window.note_running(0.05)
+    before = settled_at(window, 10)
+    for _ in range(20):
+        assert not window.note_running(0.001)
     assert window.window == before
 
 
