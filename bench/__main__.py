@@ -26,7 +26,7 @@ _PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 _ROUNDS = 5
 _CONSUMING_NOTE = """\
 What each client does while it empties a queue that was full before it started. The first scene is the base; the next
-five change one thing about it each. The last two are about what a client does when it is told nothing, and about
+five change one thing about it each. The others are about what a client does when it is told nothing, and about
 callbacks that are coroutines."""
 _OTHERS: dict[str, tuple[str, ModuleType]] = {
     "publishing": ("Publishing", publishing),

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.scenes import ASYNC, DEFAULTS, Scene
+from bench.scenes import ASYNC, ASYNC_1000, DEFAULTS, Scene
 from bench.venvs import FOLDER, packages_of, python_of
 
 WORKERKIT = "workerkit"
 LOG_LINE_ON = "workerkit, log line on"
+PREFETCHED_AS_THE_OTHERS = "workerkit, prefetch as the others"
 AT_500 = "workerkit, prefetch 500"
 PIKA = "pika BlockingConnection"
 PIKA_AT_1 = f"{PIKA}, prefetch 1"
@@ -193,7 +194,7 @@ _ASYNCHRONOUS = (
         settings=_concurrent,
     ),
     Client(
-        "workerkit, prefetch 200",
+        PREFETCHED_AS_THE_OTHERS,
         10_000,
         "workerkit",
         _RUN_WORKERKIT,
@@ -218,4 +219,6 @@ CLIENTS = tuple({client.name: client for client in (*_USUAL, *_AT_THEIR_DEFAULTS
 
 def clients_of(scene: Scene) -> tuple[Client, ...]:
     """Those that are measured in a scene."""
+    if scene == ASYNC_1000:  # so many slots that workerkit takes no more ahead by itself
+        return tuple(client for client in _ASYNCHRONOUS if client.name != PREFETCHED_AS_THE_OTHERS)
     return {DEFAULTS: _AT_THEIR_DEFAULTS, ASYNC: _ASYNCHRONOUS}.get(scene, _USUAL)

@@ -69,10 +69,11 @@ Slow clients get fewer messages, so that each run takes about two seconds; with 
   as many processes as processors, four messages prefetched for each, acknowledged *before* the task runs · Dramatiq, as
   many processes as processors, eight threads and 16 messages for each · Taskiq, two processes, ten messages for each,
   arguments parsed by pydantic. Only the log level is not the default: warnings, as everywhere.
-* Where 200 callbacks of 10 ms run at once, nobody can do more than 20,000 messages/s. How close a client comes depends
-  on the broker, too: with as many prefetched as run, each slot waits for the next message. For aio-pika and FastStream
-  that is the only way to limit how many run; workerkit takes some more ahead by default, and "prefetch 200" does not.
-  workerkit runs on uvloop there, as the others do, and without it in the line that says so.
+* Where 200 callbacks of 10 ms run at once, nobody can do more than 20,000 messages/s, so a client that is faster than
+  that looks slower than it is; with 1,000 it is 100,000. With as many messages prefetched as callbacks run, each slot
+  waits for its next message. For aio-pika and FastStream that is the only way to limit how many run. workerkit takes
+  some more ahead by default, and "prefetch as the others" does not. It runs on uvloop there, as the others do, and
+  without it in the line that says so.
 * workerkit, Celery, Dramatiq and Taskiq declare further queues at their start. Those stay empty.
 """
 

@@ -98,6 +98,13 @@ stopasgroup=true
 killasgroup=true
 """
 
+_SEVERAL = """
+left=$1; shift
+trap 'kill -TERM $pids; wait; exit 0' TERM
+while [ "$left" -gt 0 ]; do "$@" & pids="$pids $!"; left=$((left - 1)); done
+wait
+"""
+
 
 class Begun(NamedTuple):
     """A callback: when it began, in nanoseconds of the monotonic clock, and in which process."""
@@ -222,7 +229,15 @@ class Site:
             for _ in range(messages):
                 channel.basic_publish("", self.queue, b"{}", pika.BasicProperties("application/json", delivery_mode=2))
 
-    def start(self, *, pause: float = 0.0, supervised: bool = False, number: int = 0, task: str = "noting") -> Worker:
+    def start(
+        self,
+        *,
+        pause: float = 0.0,
+        supervised: bool = False,
+        number: int = 0,
+        task: str = "noting",
+        instances: int | None = None,
+    ) -> Worker:
         """Start a worker.
 
         Args:
@@ -230,6 +245,7 @@ class Site:
             supervised: start it through a supervisord, if its kind needs one to come back from a death.
             number: tells it from others that run at the same time.
             task: ``noting``, or one of those that workerkit alone has.
+            instances: start so many through a shell, which passes SIGTERM on; None: one, without a shell.
         """
         command = [
             self._python,
@@ -239,6 +255,8 @@ class Site:
             conf = self._folder / "supervisord.conf"
             conf.write_text(_SUPERVISORD.format(folder=self._folder, command=" ".join(command)), "utf-8")
             command = [*self._supervisord, "-c", str(conf)]
+        if instances is not None:
+            command = ["/bin/sh", "-c", _SEVERAL, "sh", str(instances), *command]
         return Worker(command, self._folder, self._environment(pause))
 
     def begun(self) -> list[Begun]:

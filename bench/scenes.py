@@ -55,6 +55,9 @@ _SIZES = {100: "100 B", 10_000: "10 KB", 1_000_000: "1 MB"}
 _BASE = Scene("base")
 DEFAULTS = Scene("defaults", title="quorum, default settings", prefetch=None)
 ASYNC = Scene("async", title="quorum, 200 callbacks of 10 ms at once", prefetch=200, pause=0.01, most=40_000)
+ASYNC_1000 = replace(
+    ASYNC, key="async-1000", title="quorum, 1,000 callbacks of 10 ms at once", prefetch=1000, most=60_000
+)
 
 SCENES = (
     _BASE,
@@ -65,4 +68,5 @@ SCENES = (
     replace(_BASE, key="1MB", size=1_000_000, share=0.05, most=400),
     DEFAULTS,
     ASYNC,
+    ASYNC_1000,
 )
