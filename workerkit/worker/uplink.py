@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
@@ -34,6 +35,9 @@ class Uplink:
         self._lock = threading.RLock()
         self._outgoing: deque[bytes] = deque()
         self._sending = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._waking = False
         os.register_at_fork(after_in_child=self._on_fork)
 
     def fileno(self) -> int:
@@ -51,6 +55,23 @@ class Uplink:
         if not data:
             raise SystemExit(ExitCode.OK)
         return self._reader.feed(data)
+
+    def wake_from(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake the consumer once for all that this loop, which runs on this thread, does in one turn."""
+        self._loop, self._loop_thread = loop, threading.get_ident()
+
+    def wake(self) -> None:
+        """Have the consumer look at the page, unless it is about to."""
+        if self._loop is None or threading.get_ident() != self._loop_thread:
+            self._wake_now()
+        elif not self._waking:
+            self._waking = True
+            self._loop.call_soon(self._wake_now)
+
+    def _wake_now(self) -> None:
+        self._waking = False
+        if self.page.must_wake():
+            self.send(_WAKE)
 
     def log(self, line: bytes) -> None:
         """Have a line written by the consumer."""
@@ -117,8 +138,7 @@ class LinkHandle:
             uplink.send(settled_frame(self.seq, duration_ns, outcome))
             return
         uplink.page.acknowledge(self.slot, self.seq, duration_ns)
-        if uplink.page.must_wake():
-            uplink.send(_WAKE)
+        uplink.wake()
 
     @property
     def lost(self) -> bool:
