@@ -5,6 +5,7 @@ fewer than four processors the callbacks share them, in the one case as in the o
 
 * The rate is that of the callbacks from the moment at which each of the four executors has begun ten, until a tenth of
   the messages is left: in between all four have work.
+* CPU is the user and system time of all processes, their start included, for each message.
 * Memory is proportional set size (PSS) of all processes, a second after the last message.
 * The four instances are in one session, as the one is: Linux shares processors out among sessions first.
 
@@ -27,6 +28,7 @@ from workerkit.testing.rabbitmq import PrivateRabbitmq
 
 SCENE = "executors: 4, callbacks of 5 ms of processor time"
 RATE = "messages/s"
+CPU = "CPU ms/message"
 MEMORY = "MiB"
 ONE = WORKERKIT.client
 """The instance that has four executors."""
@@ -47,24 +49,24 @@ def measure(
         clients = [(ONE, "pool", 1), (FOUR, "computing", _EXECUTORS)]
         for number in range(1, rounds + 1):
             for client, task, instances in clients:
-                rate, memory = _run(site, task, instances)
-                tell(f"{SCENE}: round {number}, {client}: {rate:,.0f} {RATE}, {memory:.1f} {MEMORY}")
-                samples.append(Sample(SCENE, RATE, client, number, rate))
-                samples.append(Sample(SCENE, MEMORY, client, number, memory))
+                values = _run(site, task, instances)
+                samples += [Sample(SCENE, figure, client, number, value) for figure, value in values.items()]
+                told = ", ".join(f"{value:,.2f} {figure}" for figure, value in values.items())
+                tell(f"{SCENE}: round {number}, {client}: {told}")
             clients.reverse()
     return samples
 
 
-def _run(site: Site, task: str, instances: int) -> tuple[float, float]:
+def _run(site: Site, task: str, instances: int) -> dict[str, float]:
     site.prepare(_MESSAGES)
     with site.start(task=task, instances=instances) as worker:
         begun = site.wait_for(_MESSAGES)
         time.sleep(_SETTLE)
-        memory = worker.pss()
+        memory, used = worker.pss(), worker.processor_time()
         worker.terminate()
     if (left := site.ready()) or len(begun) != _MESSAGES:
         raise RuntimeError(f"{len(begun)} callbacks for {_MESSAGES} messages, of which {left} are ready again")
-    return _rate(begun), memory
+    return {RATE: _rate(begun), CPU: 1000 * used / _MESSAGES, MEMORY: memory}
 
 
 def _rate(begun: list[Begun]) -> float:

@@ -6,7 +6,7 @@ import asyncio
 
 from publish_run import Run
 
-from workerkit.brokers.rabbitmq.broker import connect
+from workerkit.brokers.rabbitmq.connection import connect
 from workerkit.brokers.rabbitmq.publisher import Publisher
 from workerkit.errors import PublishFailed
 from workerkit.properties import Properties, encode

@@ -92,6 +92,7 @@ class LoopRunner:
         """
         loop = self._loop
         self._context = copy_context()
+        self._uplink.wake_from(loop)
         loop.set_task_factory(self._new_task)
         loop.add_reader(self._uplink.fileno(), self._on_readable)
         self._beat()

@@ -150,7 +150,8 @@ class Seat:
         return dropped + (0 if self.life is None else self.life.forget(receipts, end_running=end_running))
 
     def _runs_alone(self, life: Life) -> bool:
-        return any(delivery.alone for delivery in life.holding.inflight.values())
+        first = next(iter(life.holding.inflight.values()), None)  # with nothing beside it: there is no second
+        return first is not None and first.alone
 
     # ---- what its executor says
 

@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
-from pool_fakes import STOPPED, Stage, turn
+from pool_fakes import ASYNC, STOPPED, Stage, turn
 
 from workerkit import Cause, Reason
+from workerkit.headers import ALONE
 from workerkit.settlement import ACK, Outcome, Verb
 from workerkit.worker import life as life_module
 from workerkit.worker import seat as seat_module
@@ -508,3 +509,17 @@ class TestEndAndStart:
         stage.child.die(Exit(code=1, signal=None))
         assert stage.events("executor.restart")[0]["in_seconds"] == 0.5
         await stage.pool.end(0.0)
+
+
+async def test_nothing_begins_beside_a_message_that_must_run_alone() -> None:
+    """It has killed a process in an attempt before: what would run with it would die with it."""
+    stage = Stage()
+    executor = stage.ready(1, **ASYNC)
+    stage.run(2, headers={ALONE: "1"})
+    stage.run(3)
+    assert executor.delivered == [1]
+    executor.finish(1)
+    stage.run(4)
+    assert executor.delivered == [1, 2]
+    executor.finish(2)
+    assert executor.delivered == [1, 2, 3, 4]
