@@ -1,6 +1,5 @@
-"""How an executor makes its consumer look: at once, or once for a turn of its event loop."""
+"""How an executor makes itself heard."""
 
-import asyncio
 import os
 import socket
 import threading
@@ -8,72 +7,83 @@ from collections.abc import Iterator
 
 import pytest
 
-from workerkit.settlement import ACK
-from workerkit.worker.link import FrameReader, Kind
+from workerkit import Cause, Reason
+from workerkit.settlement import ACK, RELEASE
+from workerkit.worker.link import FrameReader, Kind, frame
 from workerkit.worker.page import Page
-from workerkit.worker.uplink import LinkHandle, Uplink
-
-
-class Consumer:
-    """The other end: looks into the page after each wake-up, as the consumer does, so that each one counts."""
-
-    def __init__(self, sock: socket.socket, page: Page) -> None:
-        sock.setblocking(False)
-        self._sock = sock
-        self._page = page
-        self._reader = FrameReader()
-
-    def woken(self) -> int:
-        """How often it was woken since the last time."""
-        try:
-            frames = self._reader.feed(self._sock.recv(1000))
-        except BlockingIOError:
-            return 0
-        self._page.acknowledged({})
-        assert all(kind == Kind.WAKE for kind, *_ in frames)
-        return len(frames)
+from workerkit.worker.uplink import LinkHandle, Uplink, exit_code
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Uplink, Consumer]]:
-    ours, theirs = socket.socketpair()
-    page, descriptor = Page.create()
-    os.close(descriptor)
-    with ours, theirs:
-        yield Uplink(theirs, page), Consumer(ours, page)
+def ends() -> Iterator[tuple[Uplink, socket.socket]]:
+    """An uplink, and the socket at its other end."""
+    theirs, ours = socket.socketpair()
+    page, fd = Page.create()
+    os.close(fd)
+    with theirs, ours:
+        yield Uplink(theirs, page), ours
+    page.close()
 
 
-def acknowledge(uplink: Uplink, seq: int) -> None:
-    LinkHandle(uplink, seq, seq, 0).settle(ACK)
+def receive_all(sock: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        received += sock.recv(65536)
+    return received
 
 
-def test_without_a_loop_each_acknowledgement_wakes_a_consumer_that_sleeps(ends: tuple[Uplink, Consumer]) -> None:
-    """It must not wait for the next callback, which may take hours."""
-    uplink, consumer = ends
-    for seq in range(3):
-        acknowledge(uplink, seq)
-        assert consumer.woken() == 1
+@pytest.mark.parametrize("blocking", [True, False])
+def test_frames_of_several_threads_arrive_whole(blocking: bool, ends: tuple[Uplink, socket.socket]) -> None:
+    """Also through a socket that some event loops make non-blocking, and when the other side reads slowly."""
+    uplink, ours = ends
+    uplink._link.setblocking(blocking)
+    payloads = [bytes([number]) * 1_000_000 for number in range(4)]
+    threads = [threading.Thread(target=uplink.send, args=(frame(Kind.LOG, payload),)) for payload in payloads]
+    for thread in threads:
+        thread.start()
+    received = receive_all(ours, sum(len(frame(Kind.LOG, payload)) for payload in payloads))
+    for thread in threads:
+        thread.join()
+    frames = FrameReader().feed(received)
+    assert sorted(data[start:end] for _, data, start, end in frames) == payloads
 
 
-async def test_with_a_loop_all_that_is_acknowledged_in_one_turn_wakes_it_once(ends: tuple[Uplink, Consumer]) -> None:
-    """Behind the last of it: a wake-up costs both processes more than a message."""
-    uplink, consumer = ends
-    uplink.wake_from(asyncio.get_running_loop())
-    for seq in range(3):
-        acknowledge(uplink, seq)
-        assert consumer.woken() == 0
-    await asyncio.sleep(0)
-    assert consumer.woken() == 1
-    acknowledge(uplink, 3)
-    await asyncio.sleep(0)
-    assert consumer.woken() == 1
+def test_an_acknowledgement_costs_no_frame_while_the_consumer_is_awake(ends: tuple[Uplink, socket.socket]) -> None:
+    """The first one wakes it; what is more than an acknowledgement always comes by itself."""
+    uplink, ours = ends
+    LinkHandle(uplink, 0, 1, 0).settle(ACK)
+    LinkHandle(uplink, 1, 2, 0).settle(ACK)
+    LinkHandle(uplink, 2, 3, 0).settle(RELEASE)
+    kinds = [kind for kind, *_ in FrameReader().feed(ours.recv(65536))]
+    assert kinds == [Kind.WAKE, Kind.SETTLED]
 
 
-async def test_what_another_thread_acknowledges_wakes_it_at_once(ends: tuple[Uplink, Consumer]) -> None:
-    """The loop may be waiting for something else for a long time, and is not to be touched from there."""
-    uplink, consumer = ends
-    uplink.wake_from(asyncio.get_running_loop())
-    thread = threading.Thread(target=acknowledge, args=(uplink, 1))
-    thread.start()
-    thread.join()
-    assert consumer.woken() == 1
+def test_a_forked_child_says_nothing_but_its_log(ends: tuple[Uplink, socket.socket], capfd) -> None:
+    """The socket and the page are its parent's; stderr is read line by line."""
+    uplink, ours = ends
+    child = os.fork()
+    if child == 0:
+        uplink.send(frame(Kind.STOP))
+        LinkHandle(uplink, 0, 1, 0).settle(ACK)
+        LinkHandle(uplink, 1, 2, 0).settle(RELEASE)
+        uplink.log(b"a line\n")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    uplink.send(frame(Kind.WAKE))
+    assert [kind for kind, *_ in FrameReader().feed(ours.recv(65536))] == [Kind.WAKE]
+    assert uplink.page.must_wake(), "nothing was marked in the page"
+    assert "a line" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        (Cause(Reason.EXIT, "", exit_code=3), 3),
+        (Cause(Reason.EXIT, "", exit_code=0), 0),
+        (Cause(Reason.SIGNAL, "", signal=2), 130),
+        (Cause(Reason.MEMORY, ""), 70),
+    ],
+)
+def test_the_exit_code_says_what_it_died_of(cause: Cause, code: int) -> None:
+    """The callback's own, 128 and the signal, or an internal error."""
+    assert exit_code(cause) == code
