@@ -19,7 +19,7 @@ from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.background import Background
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.brokers.rabbitmq.fastpath import Settling
-from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.brokers.rabbitmq.subscription import Subscription, id_of
 from workerkit.brokers.rabbitmq.topology import (
     EXPLICIT_RETRY_GRACE,
@@ -116,7 +116,7 @@ class Redelivery:
         self._open_connection = connect
         self._events = events
         self._log = log
-        self._publisher = Publisher(self._connect, wait_while_blocked=True)
+        self._publisher = ConfirmedPublisher(self._connect, wait_while_blocked=True)
         self._connection: Connection | None = None
         self._side: Channel | None = None
         self._checking = asyncio.Lock()
