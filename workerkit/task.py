@@ -61,7 +61,8 @@ class WorkerTask(TaskSettings):
         work. Overrides may settle the message in any way; one that does not settle has it nacked.
 
         When several callbacks ran, it is called for each of their messages, though only one of them was the cause. What
-        is nacked or retried here is then no attempt: it runs again, alone, and ``shutdown`` with it should it die again.
+        is nacked or retried here is then no attempt: it runs again, alone; should it die again, ``shutdown`` is called
+        once more.
         """
         self.logger.critical("callback.died", reason=cause.reason.value, cause=cause.message)
         if not message.settled:
