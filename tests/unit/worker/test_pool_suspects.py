@@ -237,9 +237,10 @@ async def test_what_is_to_run_alone_begins_when_all_before_it_are_handed_back() 
     executor.finish(1)
     recall = asyncio.create_task(stage.pool.recall())
     await turn()
-    executor.begin(2, just_now=True)
+    executor.page.begin(*executor.places[2], Phase.CALLBACK, 1)  # and before its second look at the page
     await recall
     stage.pool.run([make_delivery(3, headers={ALONE: 1})])
+    executor.begin(2, just_now=True)
     executor.drain()
     assert stage.owner.unstarted == [2]
     assert executor.delivered == [1, 2, 3]
