@@ -217,6 +217,8 @@ class Consumer:
     async def _until_idle(self) -> bool:
         """Wait until everything that was started is settled. False when the deadline came first."""
         while self._pool.busy or self._settler.busy:
+            if self._deadline is None and not self._pool.busy:
+                self._deadline = time.monotonic() + _UNHURRIED  # a dead-letter queue that is gone stays gone, say
             left = None if self._deadline is None else self._deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
@@ -285,6 +287,8 @@ class Consumer:
         """An error of ours: end, so that the broker has everything back and Supervisor starts a sound worker."""
         self._log.critical("worker.failed", cause="an error inside workerkit", exc_info=error)
         self.exit_code = ExitCode.INTERNAL
+        if self._deadline is None:  # what was lost with the error may be what a drain would wait for
+            self._deadline = time.monotonic() + self._options.grace
         self.stop("an error inside workerkit")
 
     # ---- from the broker

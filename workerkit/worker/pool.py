@@ -287,12 +287,15 @@ class Pool:
 
     async def _move(self, life: Life, *, leave: bool) -> None:
         """Give what an executor has not started to others."""
-        life.holding.void()
-        await asyncio.sleep(RECALL_GRACE)
-        if any(seat.life is life for seat in self._seats):
+        seat = next((seat for seat in self._seats if seat.life is life), None)
+        if seat is not None:  # else it died before this began, and its page is closed
+            life.holding.void()
+            await asyncio.sleep(RECALL_GRACE)
+        if seat is not None and seat.life is life:
             unstarted = life.take_unstarted()
             if leave:
                 life.leave()
+            seat.go_on()  # what is to run alone may have waited for these
             self.on_put_back(unstarted)
         self._moving = None
         self._replace_next()

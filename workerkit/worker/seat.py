@@ -64,7 +64,6 @@ class Seat:
         self._idle_death_before: Delivery | None = None  # what came next when an executor died that ran nothing
         self.on_congested = events.on_congested
         self.on_line = events.on_line
-        self.on_handed_back = events.on_unstarted
         self.alone: deque[Delivery] = deque()
         """What is to run with nothing beside it."""
         self.life: Life | None = None
@@ -147,7 +146,9 @@ class Seat:
         self.alone = deque(kept)
         for delivery, _, _ in self._aftermaths:
             delivery.lost = delivery.lost or delivery.receipt in receipts
-        return dropped + (0 if self.life is None else self.life.forget(receipts, end_running=end_running))
+        dropped += 0 if self.life is None else self.life.forget(receipts, end_running=end_running)
+        self.go_on()  # what is to run alone may have waited for these
+        return dropped
 
     def _runs_alone(self, life: Life) -> bool:
         first = next(iter(life.holding.inflight.values()), None)  # with nothing beside it: there is no second
@@ -190,6 +191,11 @@ class Seat:
             self.go_on()
         self._events.on_finished(self, [delivery] if aftermath is None else [])
 
+    def on_handed_back(self, deliveries: list[Delivery]) -> None:
+        """These were taken back in the instant in which they were about to begin."""
+        self._events.on_unstarted(deliveries)
+        self.go_on()
+
     def on_look(self, life: Life, seconds: float) -> bool:  # noqa: ARG002
         """A callback has been running for so long."""
         return self._events.on_look(self, seconds)
@@ -217,7 +223,7 @@ class Seat:
         self._events.on_put_back([delivery for delivery in left if delivery.lost or not delivery.alone])
         if not end.was_ready:
             self._give_up_waiting()
-        if self._events.ending:
+        if self._events.ending or self._spec.inline:  # there will be no other one
             self._events.on_unstarted(self.give_up())
         else:
             self._open_later()

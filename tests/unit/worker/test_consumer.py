@@ -436,6 +436,18 @@ class TestStop:
             assert await scene.end() == ExitCode.OK
             assert scene.events("worker.stopping")[0]["reason"] == "ttl"
 
+    async def test_a_planned_end_does_not_wait_for_ever_for_a_copy_that_cannot_be_published(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the dead letters' queue is gone, say: the worker would neither work nor end. They go back instead."""
+        monkeypatch.setattr(consumer_module, "_UNHURRIED", 0.1)
+        async with Scene(limit=1) as scene:
+            await scene.consuming()
+            scene.peer.answers = False
+            scene.peer.deliver(1)
+            assert await scene.end() == ExitCode.OK
+            assert scene.peer.closed_with is not None
+
     async def test_the_time_that_the_task_takes_to_load_is_part_of_the_ttl(self) -> None:
         """A process is as old as it is."""
         scene = Scene(ttl=1000.0)
@@ -573,6 +585,16 @@ class TestTrouble:
             await scene.consuming()
             scene.child.die()
             assert await scene.end() == ExitCode.TEMPORARY
+
+    async def test_an_error_of_ours_ends_the_worker_though_a_settlement_is_never_answered(self) -> None:
+        """What was lost with the error may be what the drain waits for; nobody would come with a second signal."""
+        async with Scene(grace=0.1) as scene:
+            await scene.consuming()
+            scene.peer.answers = False
+            scene.peer.deliver(1)
+            await until(lambda: scene.peer.settled)
+            scene.peer.events.on_failed(RuntimeError("a bug"))
+            assert await scene.end() == ExitCode.INTERNAL
 
 
 class TestSharing:

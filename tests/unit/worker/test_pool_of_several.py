@@ -292,6 +292,17 @@ class TestReplacing:
         assert sorted(stage.settler.settled) == [(1, ACK), (2, ACK), (3, ACK), (4, ACK)]
         assert stage.events("executor.exit") == []
 
+    async def test_a_death_at_the_moment_of_a_reload_does_not_keep_the_next_ones_from_being_replaced(self) -> None:
+        """The page is closed when its messages were to be moved."""
+        stage = Stage()
+        first = stage.ready(1)
+        stage.pool.reload()
+        first.die()
+        second = await stage.replacement()
+        stage.pool.reload()
+        await asyncio.sleep(0.1)
+        assert Kind.STOP in second.kinds
+
     async def test_a_reload_is_not_forgotten_while_messages_are_moved(self) -> None:
         """Only one thing is moved at a time, and the reload follows."""
         stage = Stage()

@@ -1,7 +1,9 @@
 """Several callbacks in one process: who is to blame when it dies, and what becomes of those that are not."""
 
+import asyncio
+
 import pytest
-from pool_fakes import ASYNC, FakeChild, Stage, make_delivery
+from pool_fakes import ASYNC, FakeChild, Stage, make_delivery, turn
 
 from workerkit import Cause, Reason
 from workerkit.headers import ALONE
@@ -215,6 +217,43 @@ async def test_a_copy_that_says_so_runs_alone_from_the_start() -> None:
     executor.finish(2, FAILED)
     assert executor.delivered == [1, 3, 2, 4]
     assert stage.settler.alone == [2], "its next copy says it too"
+
+
+async def test_what_is_to_run_alone_begins_when_all_before_it_are_lost() -> None:
+    """Nothing will finish that it could wait for, and until it runs its executor takes nothing else."""
+    stage = Stage()
+    executor = stage.ready(**ASYNC, queues={"jobs": 1, "other": 1})
+    stage.run(1, 2, receipt="A")
+    stage.pool.run([make_delivery(3, headers={ALONE: 1}, receipt="B")])
+    executor.finish(1)
+    stage.pool.forget(["A"])
+    assert executor.delivered == [1, 2, 3]
+
+
+async def test_what_is_to_run_alone_begins_when_all_before_it_are_handed_back() -> None:
+    """In the instant in which they were about to begin."""
+    stage = Stage()
+    executor = stage.ready(1, 2, **ASYNC)
+    executor.finish(1)
+    recall = asyncio.create_task(stage.pool.recall())
+    await turn()
+    executor.page.begin(*executor.places[2], Phase.CALLBACK, 1)  # and before its second look at the page
+    await recall
+    stage.pool.run([make_delivery(3, headers={ALONE: 1})])
+    executor.begin(2, just_now=True)
+    executor.drain()
+    assert stage.owner.unstarted == [2]
+    assert executor.delivered == [1, 2, 3]
+
+
+async def test_inline_nobody_waits_for_the_shutdown_of_what_ran() -> None:
+    """There is no other executor in which it could run, and a stop would wait for ever."""
+    stage = Stage(inline=True)
+    executor = stage.ready(1, 2, **ASYNC)
+    executor.begin(1, 2)
+    executor.die()
+    assert not stage.pool.busy
+    assert sorted(stage.owner.unstarted) == [1, 2]
 
 
 async def test_one_callback_at_a_time_needs_no_rule_about_running_alone() -> None:

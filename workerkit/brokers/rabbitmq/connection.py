@@ -143,7 +143,8 @@ class ConsumerConnection:
 
     async def _check(self, source: Subscription) -> None:
         connection = self._connection
-        if connection is None or not connection.is_open or not source.consumers:
+        tags = source.tags
+        if connection is None or not connection.is_open or not tags:
             return
         try:
             state = await self.queue_state(source.queue)
@@ -152,7 +153,8 @@ class ConsumerConnection:
         except BrokerError as error:
             source.lose(str(error))
         else:
-            await source.check(connection, state)
+            if source.tags == tags:  # else it may be the state in the middle of a change
+                await source.check(connection, state)
 
     async def queue_state(self, queue: str) -> QueueState:
         """What the broker says of a queue. Raises BrokerError; a refusal harms no channel that consumes."""

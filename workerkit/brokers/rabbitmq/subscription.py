@@ -134,6 +134,11 @@ class Subscription:
             return len(self._tags)
         return len(self._tags) + incarnation.cancelled
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Of our consumers, when the broker should have them; none while they change."""
+        return () if self._changing.locked() else tuple(self._tags)
+
     # ---- being there
 
     async def open(self, connection: Connection) -> None:
@@ -221,8 +226,12 @@ class Subscription:
 
     async def _catch_up(self) -> None:
         async with self._changing:
-            with contextlib.suppress(BrokerError):  # the channel is gone, and comes back with this window
+            incarnation = self.incarnation
+            try:
                 await self._change()
+            except BrokerError as error:  # the channel is gone or does not answer: another one takes this window
+                if incarnation is not None:
+                    self._lose_alone(incarnation, str(error))
 
     async def _change(self) -> None:
         """From what is taken to what is wanted. Not in two tasks at once."""
