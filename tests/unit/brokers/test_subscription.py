@@ -135,7 +135,7 @@ def test_a_count_from_the_middle_of_a_change_is_no_loss() -> None:
             await answer.wait()
             return QueueState(0, 0)
 
-        connection.queue_state = queue_state  # type: ignore[method-assign]
+        connection.queue_state = queue_state  # type: ignore[method-assign,assignment]
         check = asyncio.create_task(connection._check(scene.source))
         await asked.wait()
         await scene.source.take(1)
@@ -157,6 +157,7 @@ def test_a_queue_that_is_missing_is_not_taken_for_another_that_is_asked_about_me
         scene = Scene()
         connection = ConsumerConnection(None, "w", [scene.source], scene.background, structlog.get_logger())  # type: ignore[arg-type]
         connection._connection = scene.connection  # type: ignore[assignment]
+        assert await connection.queue_state("jobs") == QueueState(7, 1)
         missing, state = await asyncio.gather(
             connection.queue_state("missing"), connection.queue_state("jobs"), return_exceptions=True
         )
