@@ -39,6 +39,7 @@ class FakeChannel:
     async def check_queue(self, name: str) -> QueueState:
         """As a broker does: of what is not there it says so, and closes the channel for all who wait on it."""
         await self._call("check", name)
+        await asyncio.sleep(0)  # the others ask meanwhile
         if name == "missing":
             self.closed.set_result(QueueNotFound("there is no queue 'missing'"))
         await asyncio.wait({self.closed}, timeout=0.01)
