@@ -194,7 +194,9 @@ def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBou
 
     async def consume() -> None:
         consumer = make_consumer(lambda events: InlineChild(ours, page, events))
-        signals.tell(asyncio.get_running_loop(), _handlers(consumer))
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(partial(_on_loop_error, consumer, log))
+        signals.tell(loop, _handlers(consumer))
         result.append(await _guarded(consumer, log))
 
     thread = threading.Thread(target=lambda: asyncio.run(consume()), name="consumer", daemon=True)

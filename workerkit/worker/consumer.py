@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Consumer:
         self._stop_reason = ""
         self._stop_signals = 0
         self._deadline: float | None = None
-        self._asked_elsewhere = 0.0
+        self._ask_elsewhere_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = Pool(spec, start_child, self._settler, self, log)
         self.on_settled = self._settler.on_settled
@@ -359,14 +360,15 @@ class Consumer:
         if intake is None or intake.auto is None or self._reasons:
             return
         intake.note_running(seconds)
-        if seconds > _HAND_BACK_AFTER and now - self._asked_elsewhere > _ASK_AGAIN:
-            self._asked_elsewhere = now
+        if seconds > _HAND_BACK_AFTER and now > self._ask_elsewhere_at:
+            self._ask_elsewhere_at = math.inf  # one question at a time, however long a broker takes for its answer
             self._in_background(self._share(intake))
 
     async def _share(self, intake: Intake) -> None:
         """Give back what others could take: the window is small by now, so nothing comes back in its place."""
         queues = self._resolved.result().queues
         wanted = [queue for queue in queues if await self._broker.wanted_elsewhere(queue)]
+        self._ask_elsewhere_at = time.monotonic() + _ASK_AGAIN
         if wanted and not self._reasons:
             await intake.settle_down(_TELL_TIMEOUT)
             unstarted = await self._pool.recall()

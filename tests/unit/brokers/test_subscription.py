@@ -11,7 +11,7 @@ from workerkit.brokers.rabbitmq.background import Background
 from workerkit.brokers.rabbitmq.connection import ConsumerConnection
 from workerkit.brokers.rabbitmq.subscription import Subscription
 from workerkit.brokers.rabbitmq.versions import ServerVersion
-from workerkit.errors import BrokerError, ConnectionLost
+from workerkit.errors import BrokerError, ConnectionLost, QueueNotFound
 from workerkit.settings.model import QueueSettings
 
 
@@ -35,6 +35,17 @@ class FakeChannel:
 
     async def consume(self, queue: str, tag: str, on_deliveries: Any, *, receipt: Any) -> None:
         await self._call("consume", tag)
+
+    async def check_queue(self, name: str) -> QueueState:
+        """As a broker does: of what is not there it says so, and closes the channel for all who wait on it."""
+        await self._call("check", name)
+        await asyncio.sleep(0)  # the others ask meanwhile
+        if name == "missing":
+            self.closed.set_result(QueueNotFound("there is no queue 'missing'"))
+        await asyncio.wait({self.closed}, timeout=0.01)
+        if self.closed.done():
+            raise self.closed.result()
+        return QueueState(7, 1)
 
     async def cancel(self, tag: str) -> None:
         await self._call("cancel", tag)
@@ -125,7 +136,7 @@ def test_a_count_from_the_middle_of_a_change_is_no_loss() -> None:
             await answer.wait()
             return QueueState(0, 0)
 
-        connection.queue_state = queue_state  # type: ignore[method-assign]
+        connection.queue_state = queue_state  # type: ignore[method-assign,assignment]
         check = asyncio.create_task(connection._check(scene.source))
         await asked.wait()
         await scene.source.take(1)
@@ -136,5 +147,22 @@ def test_a_count_from_the_middle_of_a_change_is_no_loss() -> None:
         await connection._check(scene.source)
         assert len(scene.lost) == 1, "nothing changed meanwhile"
         await scene.background.finish(0)
+
+    asyncio.run(scenario())
+
+
+def test_a_queue_that_is_missing_is_not_taken_for_another_that_is_asked_about_meanwhile() -> None:
+    """Its source would be given up, and all that it runs would come back."""
+
+    async def scenario() -> None:
+        scene = Scene()
+        connection = ConsumerConnection(None, "w", [scene.source], scene.background, structlog.get_logger())  # type: ignore[arg-type]
+        connection._connection = scene.connection  # type: ignore[assignment]
+        assert await connection.queue_state("jobs") == QueueState(7, 1)
+        missing, state = await asyncio.gather(
+            connection.queue_state("missing"), connection.queue_state("jobs"), return_exceptions=True
+        )
+        assert isinstance(missing, QueueNotFound)
+        assert state == QueueState(7, 1)
 
     asyncio.run(scenario())

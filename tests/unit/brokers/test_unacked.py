@@ -1,10 +1,12 @@
 """Which acknowledgements may share a frame: never one that covers an unfinished message."""
 
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workerkit.brokers.rabbitmq import unacked as unacked_module
 from workerkit.brokers.rabbitmq.unacked import Unacked
 
 steps = st.lists(
@@ -12,9 +14,14 @@ steps = st.lists(
 )
 
 
-@given(steps)
-def test_a_broker_that_obeys_the_frames_settles_exactly_what_was_asked(steps: list[Any]) -> None:
+@given(steps, st.sampled_from([0, 3, 10_000]))
+def test_a_broker_that_obeys_the_frames_settles_exactly_what_was_asked(steps: list[Any], most_ahead: int) -> None:
     """Against a model of RabbitMQ: numbers are arrivals, lists are tags to settle, known or not."""
+    with patch.object(unacked_module, "_MOST_AHEAD", most_ahead):
+        compare(steps)
+
+
+def compare(steps: list[Any]) -> None:
     unacked = Unacked()
     broker: set[int] = set()
     last = 0
@@ -59,3 +66,15 @@ def test_a_tag_is_settled_once() -> None:
     unacked.add(1, 1)
     assert unacked.settle([1, 1, 9]) == [(1, False)]
     assert unacked.settle([1]) == []
+
+
+def test_a_message_that_runs_for_long_costs_nothing_for_each_that_is_settled_meanwhile() -> None:
+    """Nor does its own end, for which all of them would be looked through at once."""
+    unacked = Unacked()
+    for first in range(1, 100_001, 100):
+        unacked.add(first, first + 99)
+        unacked.settle(range(max(2, first), first + 100))
+    assert len(unacked) == 1
+    assert len(unacked._ahead) + len(unacked._late) <= unacked_module._MOST_AHEAD + 100
+    assert unacked.settle([1]) == [(1, False)]
+    assert len(unacked) == 0

@@ -638,6 +638,28 @@ class TestSharing:
             scene.child.go_on()
             await until(lambda: scene.peer.acked == [1, 2])
 
+    async def test_a_broker_that_is_slow_to_answer_is_asked_once(self) -> None:
+        """Else the questions would pile up before it, ten in a second and each about every queue."""
+        scene = Scene(prefetch_count="auto")
+        scene.outcomes[1] = STUCK
+        asked: list[str] = []
+        answer = asyncio.Event()
+
+        async def wanted_elsewhere(queue: str) -> bool:
+            asked.append(queue)
+            await answer.wait()
+            return True
+
+        scene.peer.wanted_elsewhere = wanted_elsewhere  # type: ignore[method-assign]
+        async with scene:
+            await scene.consuming()
+            scene.peer.deliver(1, 2)
+            await until(lambda: asked)
+            await asyncio.sleep(0.35)
+            assert asked == ["jobs"]
+            answer.set()
+            await until(lambda: scene.peer.handed_back == [2])
+
     async def test_a_suspect_stays(self) -> None:
         """That it must run alone is known only here."""
         scene = Scene(prefetch_count="auto", **ASYNC)

@@ -70,6 +70,7 @@ class ConsumerConnection:
         self._background = background
         self._connection: Connection | None = None
         self._probe: Channel | None = None
+        self._probing = asyncio.Lock()
         self._backlog = False  # more was sent to us lately than was read at once
         self._asking = 0  # how many wait for an answer, which comes behind all that was sent before
 
@@ -157,13 +158,17 @@ class ConsumerConnection:
                 await source.check(connection, state)
 
     async def queue_state(self, queue: str) -> QueueState:
-        """What the broker says of a queue. Raises BrokerError; a refusal harms no channel that consumes."""
-        connection = self._connection
-        if connection is None:
-            raise ConnectionLost("there is no connection")
-        if self._probe is None or not self._probe.is_open:
-            self._probe = await connection.channel()
-        return await self._probe.check_queue(queue)
+        """What the broker says of a queue. Raises BrokerError; a refusal harms no channel that consumes.
+
+        One question at a time: a refusal closes the channel, and would be taken for the answer about another queue.
+        """
+        async with self._probing:
+            connection = self._connection
+            if connection is None:
+                raise ConnectionLost("there is no connection")
+            if self._probe is None or not self._probe.is_open:
+                self._probe = await connection.channel()
+            return await self._probe.check_queue(queue)
 
     # ---- leaving what was sent in the network
 
