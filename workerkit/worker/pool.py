@@ -270,8 +270,7 @@ class Pool:
         if limit is None or life is None or now - self._memory_seen < _MEMORY_INTERVAL or not self._may_leave(seat):
             return
         self._memory_seen = now
-        used = _resident(life.pid)
-        if used > limit and seat.ready and self._moving is None:
+        if (used := _resident(life.pid)) > limit and seat.ready and self._moving is None:
             self._replace(life, f"its memory is {used >> 20} MiB")
 
     def _replace_next(self) -> None:
@@ -347,7 +346,8 @@ class Pool:
                         self._selector.on_open(queue, now)
         self._see_to_memory(seat)
         self._see_to_full(seat)
-        self.dispatch()
+        if not self._recalls:  # a recall is about to take what waits
+            self.dispatch()
         self._events.on_change()
 
     def on_put_back(self, deliveries: list[Delivery]) -> None:
