@@ -26,7 +26,7 @@ demo: setup ## Watch workers lose nothing while they are killed (AMQP_URL=... us
 	@test -n "$$AMQP_URL" || scripts/rabbitmq.sh
 	@.venv/bin/python scripts/demo.py
 
-bench: setup ## Measure workerkit beside other clients, half an hour (ARGS=--quick, ARGS=--help)
+bench: setup ## Measure workerkit beside other clients, 35 minutes (ARGS=--quick, ARGS=--help)
 	@scripts/bench.sh $(ARGS)
 
 clean: ## Remove caches and build output; .venv and bench/.venvs stay

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,10 @@ from support.chroot import ChrootRabbitmq
 from workerkit.testing.rabbitmq import PrivateRabbitmq, RabbitmqMissing
 
 NEXT_SUITE = "forky"
+
+
+# A shell that starts something in the background has it ignore SIGINT, and so would everything that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

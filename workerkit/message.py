@@ -230,8 +230,8 @@ class MessageAdapter:
         """Publish a message together with the acknowledgement of this one.
 
         It is kept back until then. With ``ack`` the worker publishes all that was given here, waits until the broker
-        has confirmed every one, and only then acknowledges this message; what cannot be routed or confirmed makes the
-        attempt fail. With any other verb, an exception or a death nothing is published.
+        has confirmed every one, and only then acknowledges this message; what cannot be routed, or is refused, makes
+        the attempt fail. With any other verb, an exception or a death nothing is published.
 
         Args:
             queue: the name of the queue it is for; None when an exchange routes it.

@@ -54,11 +54,15 @@ class WorkerTask(TaskSettings):
         raise NotImplementedError(f"{type(self).__name__} does not implement callback(message)")
 
     def shutdown(self, message: MessageAdapter, cause: Cause) -> Awaitable[None] | None:
-        """Called once for each message whose callback was ended by the death of its process.
+        """Called for each message whose callback was ended by the death of its process.
 
         Where the dying interpreter can still run (``SystemExit``, ``MemoryError``, ``KeyboardInterrupt``) it runs
         there, after the spare memory was released; for a killed process, its replacement runs it before it takes new
         work. Overrides may settle the message in any way; one that does not settle has it nacked.
+
+        When several callbacks ran, it is called for each of their messages, though only one of them was the cause. What
+        is nacked or retried here is then no attempt: it runs again, alone; should it die again, ``shutdown`` is called
+        once more.
         """
         self.logger.critical("callback.died", reason=cause.reason.value, cause=cause.message)
         if not message.settled:

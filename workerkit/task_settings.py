@@ -61,7 +61,7 @@ class ResolvedSettings:
     """Acknowledge on a normal return of the callback, instead of requiring ``message.ack()``."""
     spare_memory_multiplier: Annotated[int, Meta(ge=0)] = 16
     """MiB kept back for ``shutdown``; read by ``initialize``. It takes address space, no resident memory."""
-    max_losses: Count = 10
+    max_losses: Annotated[int, Meta(ge=1, le=500)] = 10
     """A message that has taken its whole worker along more often than this is a dead letter; counted on quorum queues.
     """
     on_lost: Literal["continue", "end"] = "continue"

@@ -1,4 +1,4 @@
-"""workerkit's ``Publisher``, driven as ``workerkit publish --lines`` drives it: many publishes in flight."""
+"""workerkit's publisher, driven as ``workerkit publish --lines`` drives it: many publishes in flight."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from publish_run import Run
 
 from workerkit.brokers.rabbitmq.connection import connect
-from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.errors import PublishFailed
 from workerkit.properties import Properties, encode
 from workerkit.settings.model import BrokerSettings
@@ -15,7 +15,7 @@ from workerkit.settings.model import BrokerSettings
 
 async def main() -> None:
     run = Run()
-    publisher = Publisher(lambda: connect(BrokerSettings(url=run.url), "bench"))
+    publisher = ConfirmedPublisher(lambda: connect(BrokerSettings(url=run.url), "bench"))
     await publisher.channel()
     confirmed = 0
     failures: list[PublishFailed] = []

@@ -14,7 +14,7 @@ from support.rabbit import Rabbit
 from workerkit.brokers.rabbitmq import amqp
 from workerkit.brokers.rabbitmq import publisher as publisher_module
 from workerkit.brokers.rabbitmq.amqp import Connection
-from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.errors import BrokerError, PublishFailed, PublishRefused, PublishTimeout, Unconfirmed, Unroutable
 from workerkit.properties import Properties, encode
 from workerkit.testing.rabbitmq import PrivateRabbitmq
@@ -41,7 +41,7 @@ def test_a_blocked_broker_gets_the_message_once_however_long_it_takes(
     rabbit.declare(f"{queue}.dead", queue_type="quorum")
 
     async def scene() -> None:
-        publisher = Publisher(lambda: connect(rabbitmq), wait_while_blocked=True)
+        publisher = ConfirmedPublisher(lambda: connect(rabbitmq), wait_while_blocked=True)
         publish = asyncio.create_task(publisher.publish("", queue, PLAIN, b"once"))
         assert not (await asyncio.wait({publish}, timeout=3))[0]
         await asyncio.to_thread(alarm.ctl, "set_vm_memory_high_watermark", "0.4")
@@ -56,7 +56,7 @@ def test_a_command_does_not_wait_for_a_blocked_broker(rabbitmq: PrivateRabbitmq,
     """It says what blocks and that the outcome is not known, and leaves the connection behind."""
 
     async def scene() -> None:
-        publisher = Publisher(lambda: connect(rabbitmq))
+        publisher = ConfirmedPublisher(lambda: connect(rabbitmq))
         with pytest.raises(PublishFailed, match=r"blocks publishers .*may still arrive"):
             await publisher.publish("", queue, PLAIN, b"perhaps")
         await publisher.close()
@@ -222,7 +222,7 @@ def test_nothing_confirmed_is_lost_when_the_broker_is_killed_under_load(own: Pri
     unknown: set[bytes] = set()
     under_load = asyncio.Event()
 
-    async def lane(publisher: Publisher, name: int) -> None:
+    async def lane(publisher: ConfirmedPublisher, name: int) -> None:
         number = 0
         while not unknown:
             body = b"%d/%d" % (name, number)
@@ -257,15 +257,15 @@ def test_nothing_confirmed_is_lost_when_the_broker_is_killed_under_load(own: Pri
 
 
 @asynccontextmanager
-async def publisher_to(node: PrivateRabbitmq) -> AsyncIterator[Publisher]:
-    publisher = Publisher(lambda: connect(node))
+async def publisher_to(node: PrivateRabbitmq) -> AsyncIterator[ConfirmedPublisher]:
+    publisher = ConfirmedPublisher(lambda: connect(node))
     try:
         yield publisher
     finally:
         await publisher.close()
 
 
-async def publish(publisher: Publisher, *messages: tuple[str, bytes]) -> list[Any]:
+async def publish(publisher: ConfirmedPublisher, *messages: tuple[str, bytes]) -> list[Any]:
     """All at once, to queues; what each ended with."""
     publishes = [publisher.publish("", key, PLAIN, body) for key, body in messages]
     return await asyncio.gather(*publishes, return_exceptions=True)

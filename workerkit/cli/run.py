@@ -39,7 +39,8 @@ def run(context: Context, name: str, limit: int | None, inline: bool, assignment
     \b
     Signals: TERM, INT, QUIT  finish the running message, hand back the rest, end; again: at once
              USR2, CONT       pause, resume
-             USR1             log every thread's stack and the current message
+             HUP              replace the executors, one at a time
+             USR1             log every thread's stack and the current messages
     """
     from workerkit.worker.signals import Signals
 

@@ -172,7 +172,8 @@ class Consumer:
         def report(text: str) -> None:
             self._log.error("select.failed", select=resolved.select, error=text, note="going on with `weighted`")
 
-        return make_selector(resolved.select, resolved.queues, resolved.starve_after, report)
+        root = self._spec.project_root
+        return make_selector(resolved.select, resolved.queues, resolved.starve_after, report, root)
 
     def _on_open(self, queue: str, now: float) -> None:
         """With one queue nothing depends on when it is consumed."""

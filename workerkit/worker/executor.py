@@ -48,6 +48,7 @@ class ExecutorProcess:
         self._uplink = Uplink(link, page)
         self._runner: BlockingRunner | LoopRunner | None = None
         self._loops: asyncio.Runner | None = None
+        self._inline = False
         self._keys: dict[str, Any] = {}
 
     def run(self) -> int:
@@ -57,6 +58,7 @@ class ExecutorProcess:
             frames = self._uplink.receive()
         (_, data, start, end), *frames = frames
         spec = msgspec.json.decode(data[start:end], type=Spec)
+        self._inline = spec.inline
         self._keys = {"worker": spec.worker, "instance": spec.instance, "pid": os.getpid()}
         logs.configure(spec.log_level, self._log_context, self._uplink.log)
         loaded = self._load(spec)
@@ -104,7 +106,8 @@ class ExecutorProcess:
     def _loop(self) -> asyncio.AbstractEventLoop:
         """The loop for all of the task's coroutines: what ``initialize`` opens on it, callbacks use."""
         if self._loops is None:
-            self._loops = asyncio.Runner(loop_factory=new_event_loop)
+            # Inline the signals of the process are the consumer's, and uvloop would take them.
+            self._loops = asyncio.Runner(loop_factory=asyncio.new_event_loop if self._inline else new_event_loop)
         return self._loops.get_loop()
 
     def _failed(self, text: str, trace: str, *, configuration: bool) -> None:

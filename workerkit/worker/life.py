@@ -15,7 +15,7 @@ import msgspec
 
 from workerkit.ports import Delivery
 from workerkit.settlement import Cause, Outcome, Reason, Verb
-from workerkit.worker import cgroup
+from workerkit.worker import memory
 from workerkit.worker.attribution import Verdict, attribute
 from workerkit.worker.child import Child, ChildEvents, Exit
 from workerkit.worker.custody import Holding
@@ -105,7 +105,7 @@ class Life:
         self._events = events
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._oom_kills = cgroup.oom_kills()
+        self._oom_kills = memory.oom_kills()
         self._child = start(self)
         self._timer: asyncio.TimerHandle | None = None
         self._killer: asyncio.TimerHandle | None = None
@@ -278,7 +278,7 @@ class Life:
         if cause is None and self._dying is not None:
             cause = self._dying.cause
         if cause is None:
-            cause = classify(status, oom_killed=cgroup.oom_kills() > self._oom_kills)
+            cause = classify(status, oom_killed=memory.oom_kills() > self._oom_kills)
         named = None if self._dying is None else self._dying.seq
         verdict = attribute(running, ended_for=ended_for, named=named, handing_back=self._handing_back)
         explained = ended_for is not None or named is not None

@@ -19,7 +19,7 @@ from workerkit.payload import body_decoder
 from workerkit.retry import RetryPolicy
 from workerkit.task import WorkerTask
 from workerkit.task_settings import SETTING_NAMES, ResolvedSettings, TaskSettings
-from workerkit.worker import cgroup
+from workerkit.worker import memory
 from workerkit.worker.execution import run_alone
 
 CGROUP_SHARE = 0.9
@@ -215,7 +215,7 @@ def _limit_memory(task: WorkerTask, worker: str) -> None:
     """Make Python see the end of memory as a MemoryError, instead of the kernel's SIGKILL."""
     limit = task.memory_limit
     if limit is None:
-        whole = cgroup.memory_limit()
+        whole = memory.cgroup_limit()
         if whole is None:
             return
         limit = task.memory_limit = int(whole * CGROUP_SHARE)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workerkit.ports import Delivery
+from workerkit.worker import memory
 from workerkit.worker.child import Child, ChildEvents
 from workerkit.worker.custody import Waiting
 from workerkit.worker.events import PoolEvents
@@ -32,7 +31,6 @@ _BEHIND = 0.1
 """Seconds that a callback runs before what waits behind it in its executor is given to another one."""
 _MEMORY_INTERVAL = 0.5
 """Seconds between looks at the memory of an executor that works."""
-_PAGE_SIZE = 4096
 
 
 class Pool:
@@ -270,7 +268,8 @@ class Pool:
         if limit is None or life is None or now - self._memory_seen < _MEMORY_INTERVAL or not self._may_leave(seat):
             return
         self._memory_seen = now
-        if (used := _resident(life.pid)) > limit and seat.ready and self._moving is None:
+        used = memory.resident(life.pid)
+        if used > limit and seat.ready and self._moving is None:
             self._replace(life, f"its memory is {used >> 20} MiB")
 
     def _replace_next(self) -> None:
@@ -391,10 +390,3 @@ class Pool:
         if self._spec.inline and not self.ending:
             self._events.on_executor_lost()
         self._events.on_change()
-
-
-def _resident(pid: int) -> int:
-    """Bytes of resident memory of a process; 0 when it is gone."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_SIZE
-    return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -145,7 +146,9 @@ class Custom:
         """Nor on what arrives."""
 
 
-def make_selector(select: str, weights: Mapping[str, int], starve_after: float | None, report: Any) -> Selector:
+def make_selector(
+    select: str, weights: Mapping[str, int], starve_after: float | None, report: Any, project_root: str = ""
+) -> Selector:
     """The selector that ``select`` names.
 
     Args:
@@ -153,6 +156,7 @@ def make_selector(select: str, weights: Mapping[str, int], starve_after: float |
         weights: by queue.
         starve_after: see ``Strict``.
         report: called with a text when a user's strategy fails.
+        project_root: where a user's strategy is imported from, besides what is installed.
 
     Raises:
         ConfigurationError: there is no such class, or it cannot be made.
@@ -162,6 +166,8 @@ def make_selector(select: str, weights: Mapping[str, int], starve_after: float |
     if select == "strict":
         return Strict(weights, starve_after)
     module, _, name = select.partition(":")
+    if project_root and project_root not in sys.path:
+        sys.path.insert(0, project_root)
     try:
         strategy = getattr(importlib.import_module(module), name)(dict(weights))
     except Exception as error:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.loops import on_a_loop
 
 from workerkit.brokers.rabbitmq import publisher as publisher_module
-from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.errors import BrokerError, ConnectionFailed, ConnectionLost, PublishFailed
 from workerkit.properties import Properties, encode
 
@@ -80,7 +80,7 @@ class Scene:
 
     def __init__(self, **options: Any) -> None:
         self.connections: list[Connection] = []
-        self.publisher = Publisher(self._connect, **options)  # type: ignore[arg-type]
+        self.publisher = ConfirmedPublisher(self._connect, **options)  # type: ignore[arg-type]
         self.ended: list[list[PublishFailed | None]] = []
 
     async def _connect(self) -> Connection:
@@ -347,7 +347,7 @@ async def test_all_who_wait_for_a_connection_learn_from_one_attempt() -> None:
         await asyncio.sleep(0.05)
         raise ConnectionFailed("nobody answers")
 
-    publisher = Publisher(refuse)
+    publisher = ConfirmedPublisher(refuse)
     for number in (1, 2):
         tries = [publisher.publish("", "q", PLAIN, b"") for _ in range(100)]
         errors = await asyncio.gather(*tries, return_exceptions=True)

@@ -251,7 +251,7 @@ async def test_sigkill_is_the_oom_killers_when_the_cgroup_says_so(
 ) -> None:
     """The count of the memory cgroup went up during the life of that executor, whatever it was before."""
     count = 5
-    monkeypatch.setattr("workerkit.worker.cgroup.oom_kills", lambda: count)
+    monkeypatch.setattr("workerkit.worker.memory.oom_kills", lambda: count)
     stage = Stage()
     stage.ready(1).begin(1)
     count += kills

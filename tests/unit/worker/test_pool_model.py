@@ -10,6 +10,7 @@ from pool_fakes import STOPPED, FakeChild, Sent, Stage, make_delivery, turn
 
 from workerkit import Cause, Reason
 from workerkit.settlement import ACK, Outcome, Verb
+from workerkit.worker import custody as custody_module
 from workerkit.worker import pool as pool_module
 from workerkit.worker import seat as seat_module
 from workerkit.worker.child import Exit
@@ -201,5 +202,9 @@ def test_every_delivery_leaves_once_and_no_innocent_one_fails(
         assert failed <= play.guilty | play.lost
 
     # The pauses between executors that come to nothing add up to minutes, and the order of events is all that counts.
-    with patch.object(seat_module, "RESTART_DELAYS", (0.0,)), patch.object(pool_module, "RECALL_GRACE", 0.0):
+    with (
+        patch.object(seat_module, "RESTART_DELAYS", (0.0,)),
+        patch.object(pool_module, "RECALL_GRACE", 0.0),
+        patch.object(custody_module, "_SWEEP_AT", 1),  # slots come free as often as they can
+    ):
         asyncio.run(main())

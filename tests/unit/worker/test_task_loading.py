@@ -234,7 +234,7 @@ class Limits:
         self.set: list[tuple[int, int]] = []
         monkeypatch.setattr(loading.resource, "setrlimit", lambda _kind, limits: self.set.append(limits))
         monkeypatch.setattr(loading.resource, "getrlimit", lambda _kind: (hard, hard))
-        monkeypatch.setattr(loading.cgroup, "memory_limit", lambda: cgroup)
+        monkeypatch.setattr(loading.memory, "cgroup_limit", lambda: cgroup)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from workerkit.brokers.rabbitmq.amqp import Connection, QueueState
 from workerkit.brokers.rabbitmq.browse import Browser
 from workerkit.brokers.rabbitmq.connection import connect
 from workerkit.brokers.rabbitmq.declare import declare
-from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.brokers.rabbitmq.topology import Queue, Topology, derive, main_queue_name
 from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.brokers.rabbitmq.wire import is_not_for_copies
@@ -149,7 +149,7 @@ class RabbitmqAdministration:
     async def replay(self, target: str) -> AsyncIterator[_Replaying]:
         """See the protocol."""
         await queue_state(self._connection, target)
-        publisher = Publisher(partial(connect_for, self._settings.broker, "replay"))
+        publisher = ConfirmedPublisher(partial(connect_for, self._settings.broker, "replay"))
         try:
             yield _Replaying(publisher, target)
         finally:
@@ -162,7 +162,7 @@ class RabbitmqAdministration:
 class _Replaying:
     """``Replaying`` into one queue, through the default exchange."""
 
-    def __init__(self, publisher: Publisher, target: str) -> None:
+    def __init__(self, publisher: ConfirmedPublisher, target: str) -> None:
         self._publisher = publisher
         self._target = target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,12 +82,14 @@ class Connection:
         """
         self = cls(name)
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ended = asyncio.Event()
 
         def on_open(_connection: Any) -> None:
             if not opened.done():
                 opened.set_result(None)
 
         def on_open_error(_connection: Any, error: BaseException) -> None:
+            ended.set()
             if not opened.done():
                 opened.set_exception(translate(error, url))
 
@@ -102,6 +105,9 @@ class Connection:
             await opened
         except asyncio.CancelledError:
             self.abort()
+            # pika closes its socket in later turns of the loop, and there may be none.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), CLOSE_TIMEOUT)
             raise
         self._pika.add_on_connection_blocked_callback(self._on_blocked)
         self._pika.add_on_connection_unblocked_callback(self._on_unblocked)

@@ -11,7 +11,7 @@ from workerkit.brokers.rabbitmq.admin import queue_state, session
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.delays import Delays
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
-from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.brokers.rabbitmq.stream import Failure, Stream
 from workerkit.errors import BadData, QueueNotFound
 from workerkit.settings.model import Settings
@@ -67,7 +67,7 @@ async def publish_all(
         async def reuse() -> Connection:
             return connection
 
-        publisher = Publisher(reuse)
+        publisher = ConfirmedPublisher(reuse)
         channel = await publisher.channel()
         target = _Target(settings, queue, delay, publisher)
         await target.prepare()
@@ -100,7 +100,7 @@ async def _send(stream: Stream, batch: Iterable[Line], target: _Target) -> bool:
 class _Target:
     """The queue that messages are published to: the one meant, or the one in which they wait for it."""
 
-    def __init__(self, settings: Settings, queue: str, delay: float | None, publisher: Publisher) -> None:
+    def __init__(self, settings: Settings, queue: str, delay: float | None, publisher: ConfirmedPublisher) -> None:
         self.name = queue
         self._queue = queue
         self._delay = delay

@@ -51,7 +51,7 @@ class _Pending(NamedTuple):
     written: float
 
 
-class Publisher:
+class ConfirmedPublisher:
     """Publishes over a connection of its own, many messages in flight.
 
     The connection is opened by the first publish and again after it was lost. It is never the one that consumes: a

@@ -10,7 +10,7 @@ import pika
 from workerkit.brokers.rabbitmq.admin import connect_for
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.delays import Delays
-from workerkit.brokers.rabbitmq.publisher import Ended, Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher, Ended
 from workerkit.errors import PublishFailed, QueueNotFound, Unroutable
 from workerkit.outgoing import Outgoing
 from workerkit.settings.model import BrokerSettings, Settings
@@ -37,7 +37,7 @@ class RabbitmqPublishing:
 
     def __init__(self, broker: BrokerSettings, settings: Settings | None, timeout: float) -> None:
         self._broker = broker
-        self._publisher = Publisher(self._connect, timeout=timeout)
+        self._publisher = ConfirmedPublisher(self._connect, timeout=timeout)
         self._delays = Delays(settings)
         self._opening: asyncio.Task[Channel] | None = None
 

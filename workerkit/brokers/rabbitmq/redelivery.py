@@ -19,7 +19,7 @@ from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.background import Background
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.brokers.rabbitmq.fastpath import Settling
-from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.brokers.rabbitmq.subscription import Subscription, id_of
 from workerkit.brokers.rabbitmq.topology import (
     EXPLICIT_RETRY_GRACE,
@@ -40,6 +40,12 @@ from workerkit.settlement import Acknowledge, Cause, DeadLetter, Reason, Release
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+_NOT_BY_WORKERS = 1_000
+"""Returns that no worker has had a part in: each would have seen the number before and acted on it.
+
+RabbitMQ 3.10.8 moves the consumers of a deleted queue to the new one of its name, takes what that delivers for
+duplicates, and hands it out to nobody again and again: 40,000 times in ten seconds, each of them counted.
+"""
 RENEW_AFTER = 10
 """Returns after which a message is put back as a copy.
 
@@ -87,7 +93,9 @@ def _losses_of(delivery: Delivery, traits: QueueTraits) -> int:
     if not traits.counts_losses:
         return 0
     returns = returns_of(delivery.raw_properties)
-    if traits.counts_hand_backs:
+    if returns > _NOT_BY_WORKERS:
+        returns = 0
+    elif traits.counts_hand_backs:
         returns = max(0, returns - 1)
     return header_number(delivery.raw_properties, headers.LOSSES) + returns
 
@@ -116,7 +124,7 @@ class Redelivery:
         self._open_connection = connect
         self._events = events
         self._log = log
-        self._publisher = Publisher(self._connect, wait_while_blocked=True)
+        self._publisher = ConfirmedPublisher(self._connect, wait_while_blocked=True)
         self._connection: Connection | None = None
         self._side: Channel | None = None
         self._checking = asyncio.Lock()

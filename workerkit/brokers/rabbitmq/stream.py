@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from workerkit.brokers.rabbitmq.publisher import Publisher
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.errors import BrokerError
 
 
@@ -28,7 +28,7 @@ class Stream:
         publisher: its window says how many are in flight.
     """
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: ConfirmedPublisher) -> None:
         self.confirmed = 0
         self.failure: Failure | None = None
         self._publisher = publisher

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workerkit.worker import cgroup
+from workerkit.worker import memory
 
 
 class Tree:
@@ -24,8 +24,8 @@ class Tree:
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     made = Tree(tmp_path)
-    monkeypatch.setattr(cgroup, "_MEMBERSHIP", made.membership)
-    monkeypatch.setattr(cgroup, "_MOUNT", made.mount)
+    monkeypatch.setattr(memory, "_MEMBERSHIP", made.membership)
+    monkeypatch.setattr(memory, "_MOUNT", made.mount)
     return made
 
 
@@ -43,25 +43,25 @@ def test_the_least_limit_of_a_group_and_its_parents_counts(tree: Tree) -> None:
     version_2(tree, "/system.slice/worker.service")
     tree.file("system.slice/worker.service/memory.max", "max\n")
     tree.file("system.slice/memory.max", "1073741824\n")
-    assert cgroup.memory_limit() == 1 << 30
+    assert memory.cgroup_limit() == 1 << 30
     tree.file("system.slice/worker.service/memory.max", "536870912\n")
-    assert cgroup.memory_limit() == 512 << 20
+    assert memory.cgroup_limit() == 512 << 20
 
 
 def test_in_a_container_the_mount_itself_is_the_group(tree: Tree) -> None:
     """The path is the host's there, and leads nowhere."""
     version_2(tree, "/docker/0123abcd")
     tree.file("memory.max", "268435456\n")
-    assert cgroup.memory_limit() == 256 << 20
+    assert memory.cgroup_limit() == 256 << 20
 
 
 def test_version_1_has_other_names_and_a_number_for_no_limit(tree: Tree) -> None:
     """Near 2**63, rounded to pages."""
     version_1(tree, "/docker/x")
     tree.file("memory/docker/x/memory.limit_in_bytes", "9223372036854771712\n")
-    assert cgroup.memory_limit() is None
+    assert memory.cgroup_limit() is None
     tree.file("memory/docker/memory.limit_in_bytes", "104857600\n")
-    assert cgroup.memory_limit() == 100 << 20
+    assert memory.cgroup_limit() == 100 << 20
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_oom_kills_are_counted(version, name: str, text: str, tree: Tree) -> Non
     """The line is `oom_kill`, not `oom` and not `oom_group_kill`."""
     version(tree, "/g")
     tree.file(name, text)
-    assert cgroup.oom_kills() == 2
+    assert memory.oom_kills() == 2
 
 
 @pytest.mark.parametrize("membership", [None, "", "0::/\n", "5:cpu:/x\n"])
@@ -83,11 +83,11 @@ def test_where_nothing_is_known_there_is_no_limit_and_no_kill(membership: str | 
     """No cgroups, no memory controller, or no permission to look."""
     if membership is not None:
         tree.membership.write_text(membership)
-    assert cgroup.memory_limit() is None
-    assert cgroup.oom_kills() == 0
+    assert memory.cgroup_limit() is None
+    assert memory.oom_kills() == 0
 
 
 def test_the_cgroup_of_this_machine_can_be_read() -> None:
     """Whatever it is, it is a number or nothing."""
-    assert cgroup.memory_limit() is None or cgroup.memory_limit() > 0  # type: ignore[operator]
-    assert cgroup.oom_kills() >= 0
+    assert memory.cgroup_limit() is None or memory.cgroup_limit() > 0  # type: ignore[operator]
+    assert memory.oom_kills() >= 0

@@ -1,16 +1,25 @@
-"""The memory cgroup this process lives in: its limit, and how often the kernel killed for it. Versions 1 and 2."""
+"""Memory as the kernel sees it: what a process uses, and the limit and the kills of the cgroup (versions 1 and 2)."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
 _UNLIMITED_V1 = 1 << 60
 """Version 1 says "no limit" with a number near 2**63."""
+_PAGE_SIZE = 4096
 
 
-def memory_limit() -> int | None:
+def resident(pid: int) -> int:
+    """Bytes of resident memory of a process; 0 when it is gone."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_SIZE
+    return 0
+
+
+def cgroup_limit() -> int | None:
     """Bytes that this process' cgroup and its parents allow, None when nothing limits it."""
     limits = []
     for folder in _folders():
