@@ -285,12 +285,10 @@ class Pool:
 
     async def _move(self, life: Life, *, leave: bool) -> None:
         """Give what an executor has not started to others."""
-        seat = next((seat for seat in self._seats if seat.life is life), None)
-        if seat is not None:  # else it died before this began, and its page is closed
+        for seat in [seat for seat in self._seats if seat.life is life]:  # one, or none: it has died before this began
             life.holding.void()
             await asyncio.sleep(RECALL_GRACE)
-        if seat is not None and seat.life is life:
-            unstarted = life.take_unstarted()
+            unstarted = life.take_unstarted() if seat.life is life else []
             if leave:
                 life.leave()
             seat.go_on()  # what is to run alone may have waited for these
@@ -347,7 +345,8 @@ class Pool:
                         self._selector.on_open(queue, now)
         self._see_to_memory(seat)
         self._see_to_full(seat)
-        self.dispatch()
+        if not self._recalls:  # a recall is about to take what waits
+            self.dispatch()
         self._events.on_change()
 
     def on_put_back(self, deliveries: list[Delivery]) -> None:

@@ -110,7 +110,10 @@ def test_a_source_whose_channel_does_not_answer_comes_back_on_another_one(monkey
         monkeypatch.setattr("workerkit.brokers.rabbitmq.subscription.declare", declared)
         scene = Scene()
         channel = await scene.open()
+        await scene.source.take(10)
         channel.before = no_answer
+        await scene.source.take(0)
+        assert scene.lost == [], "what runs can still be settled on it"
         await scene.source.take(10)
         assert len(scene.lost) == 1
         await asyncio.wait(scene.background._tasks)

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 
 import pytest
-from pool_fakes import ASYNC, FakeChild, Stage, make_delivery
+from pool_fakes import ASYNC, FakeChild, Stage, make_delivery, turn
 
 from workerkit.headers import ALONE
 from workerkit.settlement import ACK
@@ -192,3 +192,19 @@ async def test_a_strategy_that_fails_does_not_stop_the_work() -> None:
     executor.finish(1)
     assert executor.delivered == [1, 2]
     assert reports == ["ZeroDivisionError: "]
+
+
+async def test_what_ends_during_a_recall_starts_nothing() -> None:
+    """A stop would have to wait for a message that began after it was asked for, or end it in the middle."""
+    stage = make_stage(Weighted({"jobs": 1}))
+    executor = stage.ready(1, 2)
+    executor.begin(1)
+    recall = asyncio.create_task(stage.pool.recall())
+    await turn()
+    executor.settle(1)
+    executor.end(1)
+    executor.drain()
+    assert [delivery.tag for delivery in await recall] == [2]
+    assert executor.delivered == [1]
+    stage.run(3)
+    assert executor.delivered == [1, 3]

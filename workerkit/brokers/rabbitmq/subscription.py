@@ -230,7 +230,7 @@ class Subscription:
             try:
                 await self._change()
             except BrokerError as error:  # the channel is gone or does not answer: another one takes this window
-                if incarnation is not None:
+                if incarnation is not None and self._window:
                     self._lose_alone(incarnation, str(error))
 
     async def _change(self) -> None:
