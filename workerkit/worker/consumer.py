@@ -193,10 +193,12 @@ class Consumer:
         self.stop(name)
 
     async def _drain(self) -> None:
+        # At once nothing more starts; it goes back when the broker sends nothing in its place.
+        unstarted = await self._pool.recall() if self._stop_reason != "limit" else []
         if self._intake is not None:
-            await self._intake.settle_down(_TELL_TIMEOUT)
-        if self._stop_reason != "limit":
-            self.on_unstarted(await self._pool.recall())
+            left = _TELL_TIMEOUT if self._deadline is None else self._deadline - time.monotonic()
+            await self._intake.settle_down(min(_TELL_TIMEOUT, max(0.0, left)))
+        self.on_unstarted(unstarted)
         if await self._until_idle():
             return
         for stacks in await self._pool.stacks():

@@ -1,5 +1,6 @@
 """Reading the memory cgroup, of both versions, with and without a limit."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,9 @@ def test_the_cgroup_of_this_machine_can_be_read() -> None:
     """Whatever it is, it is a number or nothing."""
     assert memory.cgroup_limit() is None or memory.cgroup_limit() > 0  # type: ignore[operator]
     assert memory.oom_kills() >= 0
+
+
+def test_resident_memory_is_that_of_the_process() -> None:
+    """In bytes; nothing for a process that is gone."""
+    assert 1 << 20 < memory.resident(os.getpid()) < 1 << 34
+    assert memory.resident(2**22 + 1) == 0

@@ -332,8 +332,8 @@ class TestReplacing:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What it had not started goes elsewhere; an other one that is small stays."""
-        memory = {4711: 100, 4712: 500}
-        monkeypatch.setattr(pool_module, "_resident", memory.__getitem__)
+        used = {4711: 100, 4712: 500}
+        monkeypatch.setattr(pool_module.memory, "resident", used.__getitem__)
         monkeypatch.setattr(pool_module, "_MEMORY_INTERVAL", 0.0)
         stage = Stage()
         first, second = await stage.several(2, recycle_memory=300)
@@ -343,11 +343,6 @@ class TestReplacing:
         second.finish(2)
         assert await until_stopped(stage) is second
         assert Kind.STOP not in first.kinds
-
-    async def test_memory_is_that_of_the_process(self) -> None:
-        """In bytes; nothing for a process that is gone."""
-        assert 1 << 20 < pool_module._resident(__import__("os").getpid()) < 1 << 34
-        assert pool_module._resident(2**22 + 1) == 0
 
 
 async def test_a_page_is_looked_at_in_time_though_its_callback_began_long_ago() -> None:

@@ -308,16 +308,17 @@ class Subscription:
 
         Once after each time that there was work: only a channel that has had deliveries takes new ones for duplicates.
         """
-        fresh = await connection.channel()
-        async with self._changing:
-            old = self.incarnation
-            unused = fresh
-            if old is not None and not old.unacked and self._taken:
-                old.lost, unused = True, old.channel
-                self.incarnation = None
-                self._adopt(fresh)
-                await self._change()
-        await unused.close()
+        unused = fresh = await connection.channel()
+        try:
+            async with self._changing:
+                old = self.incarnation
+                if old is not None and not old.unacked and self._taken:
+                    old.lost, unused = True, old.channel
+                    self.incarnation = None
+                    self._adopt(fresh)
+                    await self._change()
+        finally:
+            await unused.close()
 
     # ---- the end
 
