@@ -13,6 +13,9 @@ from workerkit.brokers.rabbitmq.amqp import Connection
 
 pytestmark = pytest.mark.integration
 
+MANY = 40_000
+"""Messages whose replay takes seconds, so that there is a middle of it."""
+
 
 @pytest.fixture
 def project(tmp_path, rabbitmq):
@@ -178,23 +181,23 @@ def test_replay_stops_at_the_first_refusal_and_keeps_the_rest(project, client, q
 
 def test_nothing_is_lost_when_replay_is_killed_in_the_middle(project, client, queue):
     """SIGKILL between publish and acknowledgement: every message is in at least one of the two queues."""
-    sent = {b'{"n": 1}', b'{"n": 2}', b'{"n": 3}', *(b"%d" % number for number in range(8000))}
-    lines = b"".join(b"%d\n" % number for number in range(8000))
+    sent = {b'{"n": 1}', b'{"n": 2}', b'{"n": 3}', *(b"%d" % number for number in range(MANY))}
+    lines = b"".join(b"%d\n" % number for number in range(MANY))
     assert project.run("publish", f"{queue}.dead", "--lines", stdin=lines).code == 0
-    client.wait_ready(f"{queue}.dead", 8003)
+    client.wait_ready(f"{queue}.dead", MANY + 3)
     with project.started("dead", "replay", queue) as process:
         while client.ready(queue) < 10:
             assert process.poll() is None
         process.kill()
-    assert client.ready(queue) < 8003, "it was not killed in the middle"
+    assert client.ready(queue) < MANY + 3, "it was not killed in the middle"
     assert client.drain(queue, f"{queue}.dead", until=len(sent)) == sent
 
 
 def test_an_interrupted_replay_waits_for_what_is_on_its_way_and_counts_it(project, client, queue):
     """Ctrl-C: each message is in exactly one of the two queues, the numbers are those of the broker, exit 130."""
-    lines = b"".join(b"%d\n" % number for number in range(8000))
+    lines = b"".join(b"%d\n" % number for number in range(MANY))
     assert project.run("publish", f"{queue}.dead", "--lines", stdin=lines).code == 0
-    client.wait_ready(f"{queue}.dead", 8003)
+    client.wait_ready(f"{queue}.dead", MANY + 3)
     with project.started("dead", "replay", queue) as process:
         while client.ready(queue) < 10:
             assert process.poll() is None
@@ -203,7 +206,7 @@ def test_an_interrupted_replay_waits_for_what_is_on_its_way_and_counts_it(projec
     numbers = re.fullmatch(r"interrupted: replayed (\d+), left (\d+)\n", said)
     assert numbers, said
     done, left = map(int, numbers.groups())
-    assert (process.returncode, done + left) == (130, 8003)
+    assert (process.returncode, done + left) == (130, MANY + 3)
     client.wait_ready(queue, done)
     client.wait_ready(f"{queue}.dead", left)
 

@@ -151,6 +151,7 @@ class Connection:
         await asyncio.wait({self.closed}, timeout=patience)
         if not self.closed.done():
             self.abort()
+            await asyncio.wait({self.closed}, timeout=CLOSE_TIMEOUT)  # in later turns of the loop, if there are any
 
     def abort(self, why: str = "given up") -> None:
         """Cut it: what was written and not sent is gone. pika itself closes in order only, and waits for an answer."""

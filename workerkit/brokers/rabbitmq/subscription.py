@@ -238,11 +238,7 @@ class Subscription:
         incarnation, window = self.incarnation, self._window
         if incarnation is None or window == self._taken:
             return
-        if window > self._taken > 0:  # the new consumer first: there is no gap
-            old = list(self._tags)
-            await self._consume(incarnation, window)
-            await self._cancel(incarnation, old)
-            return
+        # The old consumer goes first: of two at once each gets messages of its own, and they are no longer in order.
         self._taken = 0
         await self._cancel(incarnation, list(self._tags))
         # The broker does not count against a new consumer what an old one has been sent. So that no more than `window`
