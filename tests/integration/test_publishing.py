@@ -350,10 +350,9 @@ def test_a_publisher_that_is_thrown_away_ends_its_thread(rabbitmq: PrivateRabbit
     rabbit.declare(queue)
     publisher = Publisher(rabbitmq.url)
     publisher.publish(queue, 1)
-    [thread] = [thread._thread for thread in publisher._threads.values()]
+    [thread] = publisher._threads.values()
     del publisher
-    thread.join(10)
-    assert not thread.is_alive()
+    assert thread._ended.wait(10)
 
 
 FORKS = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
 import os
 import weakref
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from workerkit.outgoing import MessageOptions, Outgoing, compose
 from workerkit.properties import decode_ids
 from workerkit.publishing.adapters import MakeAdapter, adapter_for_url, adapter_from_config
 from workerkit.publishing.sender import Sender
-from workerkit.publishing.thread import Feed, LoopThread
+from workerkit.publishing.thread import Feed, LoopThread, Sending
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds from the call to the confirm."""
@@ -138,8 +137,7 @@ class Publisher:
         """
         thread = self._thread()
         feed = Feed(thread)
-        sending = thread.submit(lambda sender: sender.publish_many(feed.batches()))
-        sending.add_done_callback(lambda _: feed.refuse())
+        sending = thread.submit(lambda sender: _publish_all(sender, feed))
         try:
             for message in messages:
                 if not feed.put(as_message(message)):
@@ -187,7 +185,14 @@ def as_message(message: Outgoing | tuple[str, Any]) -> Outgoing:
     raise TypeError(f"a message is a pair of queue and data, or comes from message(), and is not {message!r:.100}")
 
 
-def _result(sending: concurrent.futures.Future[T], patience: float | None = None) -> T:
+async def _publish_all(sender: Sender, feed: Feed) -> int:
+    try:
+        return await sender.publish_many(feed.batches())
+    finally:
+        feed.refuse()
+
+
+def _result(sending: Sending[T], patience: float | None = None) -> T:
     try:
         return sending.result(patience)
     except TimeoutError:
@@ -195,8 +200,6 @@ def _result(sending: concurrent.futures.Future[T], patience: float | None = None
         raise PublishTimeout(
             "the publisher's thread does not run; the message may have arrived (uWSGI needs `enable-threads`)"
         ) from None
-    except concurrent.futures.CancelledError:
-        raise RuntimeError("the publisher was closed meanwhile") from None
     except BaseException:
         sending.cancel()  # interrupted, by Ctrl-C say: what is not sent yet never is
         raise

@@ -1,13 +1,19 @@
-"""An event loop on a thread, for callers that have none; and the hand-over of many messages from one to the other."""
+"""An event loop on a thread, for callers that have none; and the hand-over of many messages from one to the other.
+
+A signal handler may publish, too, and then the code that it interrupts stands still until the loop has confirmed that.
+So nothing here takes a lock that the loop takes as well: neither ``threading.Condition`` nor what is made of it, such
+as ``concurrent.futures.Future``, whose ``result`` holds one for a moment before it waits.
+"""
 
 from __future__ import annotations
 
+import _thread
 import asyncio
-import concurrent.futures
 import contextlib
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from workerkit.outgoing import Outgoing
 from workerkit.publishing.sender import Sender
@@ -18,6 +24,61 @@ _AHEAD_BYTES = 1024 * 1024
 """Bytes of their bodies; one message may be bigger."""
 
 T = TypeVar("T")
+
+
+class _Gate:
+    """A bare lock as an event: lets one waiter through for each time that it was opened. No waiter holds anything."""
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def open(self) -> None:
+        """Let a waiter through, now or when it comes. Harmless when that is so already."""
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()
+
+    def wait(self, patience: float | None = None) -> bool:
+        """Wait until it is opened, ``patience`` seconds at most. False: it was not."""
+        return self._lock.acquire(timeout=-1 if patience is None else patience)
+
+
+class Sending(Generic[T]):
+    """Work on its way through the loop, as its caller sees it."""
+
+    def __init__(self, thread: LoopThread) -> None:
+        self._thread = thread
+        self._gate = _Gate()
+        self._task: asyncio.Task[T] | None = None
+
+    def result(self, patience: float | None = None) -> T:
+        """Wait for what becomes of it. To be called once.
+
+        Raises:
+            TimeoutError: nothing did within ``patience`` seconds.
+            RuntimeError: the publisher was closed meanwhile.
+            Exception: what the work raised.
+        """
+        if not self._gate.wait(patience):
+            raise TimeoutError
+        assert self._task is not None
+        try:
+            return self._task.result()
+        except asyncio.CancelledError:
+            raise RuntimeError("the publisher was closed meanwhile") from None
+
+    def cancel(self) -> None:
+        """End it; what is not sent yet never is."""
+        self._thread.call(self._cancel)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> None:
+        """On the loop."""
+        self._task = asyncio.ensure_future(work)
+        self._task.add_done_callback(lambda _: self._gate.open())
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
 
 class LoopThread:
@@ -32,15 +93,18 @@ class LoopThread:
         self._lock = threading.RLock()
         self._stopping = False
         self._loop = asyncio.SelectorEventLoop()
-        self._thread = threading.Thread(target=_run, args=(self._loop,), name="workerkit publisher", daemon=True)
-        self._thread.start()
+        self._ended = _Gate()
+        # Not a ``threading.Thread``: its start takes a lock that all threads share, and may be what is interrupted.
+        self._ident = _thread.start_new_thread(_run, (self._loop, self._ended))
 
-    def submit(self, work: Callable[[Sender], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
+    def submit(self, work: Callable[[Sender], Coroutine[Any, Any, T]]) -> Sending[T]:
         """Start ``work`` on the loop. Raises RuntimeError when the thread is being stopped."""
         with self._lock:
             if self._stopping:
                 raise RuntimeError("the publisher is closed")
-            return asyncio.run_coroutine_threadsafe(self._with_sender(work), self._loop)
+            sending: Sending[T] = Sending(self)
+            self._loop.call_soon_threadsafe(lambda: sending.start(self._with_sender(work)))
+            return sending
 
     def call(self, function: Callable[[], object]) -> None:
         """Call on the loop, soon; not at all when it has ended."""
@@ -52,17 +116,20 @@ class LoopThread:
         with self._lock:
             if not self._stopping:
                 self._stopping = True
-                asyncio.run_coroutine_threadsafe(self._end(), self._loop)
+                self._loop.call_soon_threadsafe(self._begin_to_end)
 
     def join(self, patience: float | None = None) -> None:
         """Wait until the thread has ended: at most ``patience`` seconds, or as long as its messages have time."""
-        if threading.current_thread() is not self._thread:
-            self._thread.join(patience)
+        if threading.get_ident() != self._ident and self._ended.wait(patience):
+            self._ended.open()  # for whoever else waits
 
     async def _with_sender(self, work: Callable[[Sender], Coroutine[Any, Any, T]]) -> T:
         if self._sender is None:
             self._sender = self._make_sender()
         return await work(self._sender)
+
+    def _begin_to_end(self) -> None:
+        self._ending = asyncio.ensure_future(self._end())
 
     async def _end(self) -> None:
         try:
@@ -72,7 +139,7 @@ class LoopThread:
             self._loop.stop()
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
+def _run(loop: asyncio.AbstractEventLoop, ended: _Gate) -> None:
     """Apart from the object, so that the thread does not keep that alive."""
     asyncio.set_event_loop(loop)
     try:
@@ -85,6 +152,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
+        ended.open()
 
 
 class Feed:
@@ -96,23 +164,23 @@ class Feed:
 
     def __init__(self, thread: LoopThread) -> None:
         self._thread = thread
-        self._room = threading.Condition()
-        self._waiting: list[Outgoing] = []
-        self._bytes = 0
+        self._room = _Gate()
+        self._waiting: deque[Outgoing] = deque()
+        self._put_bytes = 0  # each of the two is written by one thread only
+        self._taken_bytes = 0
         self._ended = False
         self._wanted = True
         self._arrived = asyncio.Event()
 
     def put(self, message: Outgoing) -> bool:
         """Hand over when there is room. False: no more is wanted."""
-        with self._room:
-            while self._wanted and (len(self._waiting) >= _AHEAD or self._bytes >= _AHEAD_BYTES):
-                self._room.wait()
-            if self._wanted:
-                self._waiting.append(message)
-                self._bytes += len(message.body)
-        if len(self._waiting) == 1:
-            self._thread.call(self._arrived.set)
+        while self._wanted and (len(self._waiting) >= _AHEAD or self._put_bytes - self._taken_bytes >= _AHEAD_BYTES):
+            self._room.wait()
+        if self._wanted:
+            self._put_bytes += len(message.body)
+            self._waiting.append(message)
+            if len(self._waiting) == 1:
+                self._thread.call(self._arrived.set)
         return self._wanted
 
     def end(self) -> None:
@@ -122,17 +190,16 @@ class Feed:
 
     def refuse(self) -> None:
         """Want no more; called on the loop, or by whoever has ended the wait."""
-        with self._room:
-            self._wanted = False
-            self._room.notify_all()
+        self._wanted = False
+        self._room.open()
 
     async def batches(self) -> AsyncIterator[list[Outgoing]]:
         """What is there, again and again, up to the end. To be iterated on the loop."""
         while True:
             ended = self._ended  # before what is there is taken: after it, there is nothing more
-            with self._room:
-                batch, self._waiting, self._bytes = self._waiting, [], 0
-                self._room.notify_all()
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            self._taken_bytes += sum(len(message.body) for message in batch)
+            self._room.open()
             yield batch
             if ended and not batch:
                 return

@@ -236,9 +236,8 @@ class Subscription:
     async def _change(self) -> None:
         """From what is taken to what is wanted. Not in two tasks at once."""
         incarnation, window = self.incarnation, self._window
-        if incarnation is None or window == self._taken:
+        if incarnation is None or window == self._taken or self._can_grow_in_order_later(incarnation):
             return
-        # The old consumer goes first: of two at once each gets messages of its own, and they are no longer in order.
         self._taken = 0
         await self._cancel(incarnation, list(self._tags))
         # The broker does not count against a new consumer what an old one has been sent. So that no more than `window`
@@ -247,6 +246,14 @@ class Subscription:
             await self._consume(incarnation, window)
         elif window == 0:
             incarnation.answered = True
+
+    def _can_grow_in_order_later(self, incarnation: Incarnation) -> bool:
+        """Whether a bigger window has to wait until the present one is full, which `_arrived` sees.
+
+        A queue takes back what is on its way to a consumer that is cancelled just then, and RabbitMQ 3.10 hands it out
+        again behind others. When the window is full nothing is on its way, and acknowledgements come after the cancel.
+        """
+        return 0 < self._taken < self._window and len(incarnation.unacked) < self._taken
 
     async def _consume(self, incarnation: Incarnation, window: int) -> None:
         tag = next(self._new_tags)
@@ -269,6 +276,10 @@ class Subscription:
             return
         self._served = incarnation.used = True
         incarnation.unacked.add(deliveries[0].tag, deliveries[-1].tag)
+        if 0 < self._taken < self._window and not (
+            self._changing.locked() or self._can_grow_in_order_later(incarnation)
+        ):
+            self._background.start(self._catch_up())
         self._on_deliveries(incarnation, deliveries)
 
     def settled(self) -> None:
