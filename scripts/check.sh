@@ -15,6 +15,5 @@ pytest -n 2 tests/unit
 
 wait "$next"
 # These wait for processes most of the time, so two files run at once, each side with a broker of its own.
-pytest -n 2 --dist loadfile --durations=5 "$@" tests/contract tests/integration tests/e2e
-# Faults are about time: deadlines, heartbeats, two seconds to be back. They have the machine to themselves.
-exec pytest --durations=5 "$@" tests/faults
+pytest -n 2 --dist loadfile --durations=5 "$@" -m "not alone" tests/contract tests/integration tests/e2e tests/faults
+exec pytest --durations=5 "$@" -m alone tests/faults

@@ -14,7 +14,7 @@ from support.workers import Project, Worker, eventually
 
 from workerkit.testing.rabbitmq import PrivateRabbitmq, RabbitmqMissing
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.alone]
 
 TASK = """
     class Quick(WorkerTask):

@@ -4,7 +4,7 @@ import pytest
 from support.rabbit import Rabbit
 from support.workers import Project, eventually
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.alone]
 
 HEARTBEAT = 1
 

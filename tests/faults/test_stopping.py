@@ -7,7 +7,7 @@ import pytest
 from support.rabbit import Rabbit
 from support.workers import Project, eventually
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.alone]
 
 SLEEPER = """
     class Sleeper(WorkerTask):
