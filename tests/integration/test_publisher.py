@@ -85,7 +85,7 @@ async def test_each_of_many_in_flight_has_its_own_outcome(
         outcomes = await publish(publisher, *zip(keys, bodies, strict=True))
     assert [type(outcome) for outcome in outcomes] == [Unroutable if key != queue else type(None) for key in keys]
     assert f"routing key '{queue}-größer'): 312 NO_ROUTE" in str(outcomes[2])
-    # Tasks that each wait for room have no order among them; test_many_messages_in_flight_arrive_in_order is about order.
+    # Tasks that each wait for room have no order among them; what is published as a stream has.
     arrived = sorted(body for body, _ in rabbit.take_all(queue))
     assert arrived == sorted(body for key, body in zip(keys, bodies, strict=True) if key == queue)
 
