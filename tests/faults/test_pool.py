@@ -78,18 +78,18 @@ def test_a_message_does_not_wait_behind_a_long_callback_while_an_executor_is_idl
 def test_an_executor_is_replaced_after_so_many_messages(
     project: Project, rabbit: Rabbit, queue: str, executors_wanted: int
 ) -> None:
-    """Between two of them, with the connection untouched and nothing run twice."""
+    """Between two of them, with the connection untouched and nothing run twice; of several, one at a time."""
     worker = start(project, queue, f"executors: {executors_wanted}", "max_messages: 100")
-    rabbit.publish(queue, *({"n": n} for n in range(1000)))
-    eventually(lambda: len(ended(project)) == 1000, "all of them")
+    rabbit.publish(queue, *({"n": n, "sleep": 0.01} for n in range(500)))
+    eventually(lambda: len(ended(project)) == 500, "all of them")
     by_pid: dict[str, int] = {}
     for line in project.ledger:
         if line.startswith("start"):
             by_pid[line.split()[2]] = by_pid.get(line.split()[2], 0) + 1
-    assert len(by_pid) >= 5
-    if executors_wanted == 1:
+    assert len(by_pid) > executors_wanted, "somebody had a successor"
+    if executors_wanted == 1:  # else one goes on for as long as another one is being replaced
         assert set(by_pid.values()) == {100}
-    assert len(project.ledger) == 2000, "nothing ran twice"
+    assert len(project.ledger) == 1000, "nothing ran twice"
     assert worker.events("conn.lost") == worker.events("source.lost") == worker.events("executor.exit") == []
     assert worker.stop() == 0
 

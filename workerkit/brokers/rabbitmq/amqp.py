@@ -104,9 +104,13 @@ class Connection:
         try:
             await opened
         except asyncio.CancelledError:
-            self.abort()
-            # pika closes its socket in later turns of the loop, and there may be none.
+            # While it resolves a name pika cannot be stopped: it goes on to make a socket that nobody closes.
             with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    while getattr(self._pika, "_transport", None) is None and not ended.is_set():  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+            self.abort()
+            with contextlib.suppress(TimeoutError):  # it closes its socket in later turns of the loop
                 await asyncio.wait_for(ended.wait(), CLOSE_TIMEOUT)
             raise
         self._pika.add_on_connection_blocked_callback(self._on_blocked)
