@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from workerkit.envelope import is_alone
 from workerkit.ports import Delivery
 from workerkit.worker import memory
 from workerkit.worker.child import Child, ChildEvents
@@ -15,7 +16,7 @@ from workerkit.worker.events import PoolEvents
 from workerkit.worker.life import Life
 from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.page import SLOTS
-from workerkit.worker.seat import Seat, must_run_alone
+from workerkit.worker.seat import Seat
 from workerkit.worker.selection import MOMENT, Selector
 from workerkit.worker.settler import Settler
 
@@ -91,7 +92,7 @@ class Pool:
         """Have messages of one queue worked on."""
         if self._resolved is not None and self._resolved.concurrency > 1:
             for delivery in deliveries:
-                delivery.alone = must_run_alone(delivery)
+                delivery.alone = is_alone(delivery.raw_properties)
         if self._selector is not None:
             queue = deliveries[0].queue
             full = self._count(queue) + len(deliveries) >= self._window(queue)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from workerkit import headers
+from workerkit.envelope import is_alone
 from workerkit.errors import ExitCode
 from workerkit.ports import Delivery
 from workerkit.settlement import Cause, Outcome, Verb
@@ -25,14 +25,8 @@ RESTART_DELAYS = (0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the next start after so many executors in a row that came to nothing: not ready, or gone within
 ``_SHORT_LIFE`` without having settled or died of a message."""
 _SHORT_LIFE = 10.0
-_ALONE = headers.ALONE.encode()
 START_PATIENCE = 30.0
 """Seconds for which messages wait for an executor that loads. It may go on loading, but without them."""
-
-
-def must_run_alone(delivery: Delivery) -> bool:
-    """Whether it has killed a process, in an attempt before, in which it ran alone."""
-    return _ALONE in delivery.raw_properties
 
 
 class Seat:
@@ -185,7 +179,7 @@ class Seat:
                 self.go_on()
                 return
         if aftermath is None:
-            delivery.alone = must_run_alone(delivery)  # no longer, when it was only suspected
+            delivery.alone = is_alone(delivery.raw_properties)  # no longer, when it was only suspected
         self._settler.settle(delivery, outcome)
         if self.alone:
             self.go_on()

@@ -1,8 +1,7 @@
-"""The stream behind ``publish --lines`` and ``dead replay``: in order, and over at the first failure."""
+"""The stream behind ``publish --lines``: in order, and over at the first failure."""
 
 from typing import Any
 
-import pytest
 from support.loops import on_a_loop
 
 from workerkit.brokers.rabbitmq.stream import Stream
@@ -23,8 +22,8 @@ class Publisher:
         self.ended.append(ended)
 
 
-async def send(stream: Stream, *numbers: int, **options: Any) -> list[bool]:
-    return [await stream.send(number, "q", b"\0\0", b"", **options) for number in numbers]
+async def send(stream: Stream, *numbers: int) -> list[bool]:
+    return [await stream.send(number, "q", b"\0\0", b"") for number in numbers]
 
 
 @on_a_loop
@@ -52,19 +51,3 @@ async def test_the_failure_that_counts_is_the_earliest() -> None:
     publisher.ended[1](Unroutable("first"))
     publisher.ended[0](None)
     assert (stream.failure.number, stream.failure.before, str(stream.failure.error)) == (20, 1, "first")
-
-
-@on_a_loop
-async def test_what_fails_after_the_confirm_is_a_failure_too() -> None:
-    """A dead letter that cannot be taken out is in both queues: that is told, and no more are moved."""
-
-    def fail() -> None:
-        raise ConnectionLost("the channel is closed")
-
-    publisher = Publisher()
-    stream = Stream(publisher)  # type: ignore[arg-type]
-    await send(stream, 1, on_confirmed=fail)
-    publisher.ended[0](None)
-    assert stream.confirmed == 0
-    with pytest.raises(ConnectionLost):
-        raise stream.failure.error

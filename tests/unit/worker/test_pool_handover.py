@@ -515,7 +515,7 @@ async def test_nothing_begins_beside_a_message_that_must_run_alone() -> None:
     """It has killed a process in an attempt before: what would run with it would die with it."""
     stage = Stage()
     executor = stage.ready(1, **ASYNC)
-    stage.run(2, headers={ALONE: "1"})
+    stage.run(2, headers={ALONE: 1})
     stage.run(3)
     assert executor.delivered == [1]
     executor.finish(1)

@@ -241,10 +241,6 @@ class Channel:
         """Give back, not an attempt: from RabbitMQ 4.3 it does not count towards the delivery limit."""
         self.settle(Settling.NACK, frames)
 
-    def reject(self, tag: int) -> None:
-        """Give back as a failed attempt: counted by quorum queues of every version."""
-        self.settle(Settling.REJECT, [(tag, False)])
-
     def settle(self, how: Settling, frames: Sequence[tuple[int, bool]]) -> None:
         """Settle by one of the three methods. Raises BrokerError; then the broker has been told nothing."""
         if not self.is_open:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,9 +33,7 @@ class Stream:
         self._publisher = publisher
         self._sent = 0
 
-    async def send(
-        self, number: int, queue: str, properties: bytes, body: bytes, on_confirmed: Callable[[], None] | None = None
-    ) -> bool:
+    async def send(self, number: int, queue: str, properties: bytes, body: bytes) -> bool:
         """Publish message ``number`` when there is room. False: one has failed, and no more will be published.
 
         Args:
@@ -44,9 +41,8 @@ class Stream:
             queue: where it goes.
             properties: encoded AMQP properties.
             body: the payload.
-            on_confirmed: called once the broker has it; an error that it raises counts as the message's failure.
         """
-        ended = partial(self._ended, number, self._sent, on_confirmed)
+        ended = partial(self._ended, number, self._sent)
         try:
             if not self._publisher.ready:
                 await self._publisher.room()
@@ -59,16 +55,8 @@ class Stream:
         self._sent += 1
         return True
 
-    def _ended(
-        self, number: int, before: int, on_confirmed: Callable[[], None] | None, error: BrokerError | None
-    ) -> None:
-        failure: Exception | None = error
-        if error is None and on_confirmed is not None:
-            try:
-                on_confirmed()
-            except Exception as raised:  # noqa: BLE001 - kept for whoever sent it
-                failure = raised
-        if failure is None:
+    def _ended(self, number: int, before: int, error: BrokerError | None) -> None:
+        if error is None:
             self.confirmed += 1
         elif self.failure is None or before < self.failure.before:
-            self.failure = Failure(number, before, failure)
+            self.failure = Failure(number, before, error)
