@@ -10,6 +10,7 @@ from support.workers import Project
 
 from workerkit.brokers.rabbitmq import amqp, fastpath
 from workerkit.brokers.rabbitmq.amqp import Connection
+from workerkit.brokers.rabbitmq.fastpath import Settling
 from workerkit.ports import Delivery
 from workerkit.properties import Properties, decode
 from workerkit.testing.rabbitmq import PrivateRabbitmq
@@ -45,7 +46,7 @@ async def consume(url: str, queue: str, count: int) -> list[Delivery]:
     await asyncio.wait_for(complete.wait(), 20)
     await channel.cancel("tag")  # what is given back must not come again at once
     channel.ack([(taken[0].tag, False)])
-    channel.reject(taken[1].tag)
+    channel.settle(Settling.REJECT, [(taken[1].tag, False)])
     channel.nack([(taken[-1].tag, True)])
     await connection.close()
     return taken
