@@ -5,11 +5,10 @@ import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import psutil
 import pytest
-from support.chroot import ChrootRabbitmq
+from support.chroot import ChrootRabbitmq, ordinary_node, suite_folder
 
 from workerkit.testing.rabbitmq import PrivateRabbitmq, RabbitmqMissing
 
@@ -37,7 +36,7 @@ def nothing_left_running() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[PrivateRabbitmq]:
-    """A node of this machine's RabbitMQ, shared by all tests. A test that kills or configures a node starts its own."""
+    """The node that all tests share. A test that kills or configures a node starts its own."""
     with _node_or_skip() as node:
         yield node
 
@@ -45,7 +44,7 @@ def rabbitmq() -> Iterator[PrivateRabbitmq]:
 @pytest.fixture(scope="session")
 def rabbitmq_next() -> Iterator[ChrootRabbitmq]:
     """A node of a newer RabbitMQ (4.3), shared likewise. Optional everywhere, as it takes root and a download."""
-    chroot = Path(os.environ.get("WORKERKIT_CACHE", "/var/tmp/workerkit")) / NEXT_SUITE
+    chroot = suite_folder(NEXT_SUITE)
     if not chroot.is_dir():
         pytest.skip(f"there is no newer RabbitMQ in {chroot}; scripts/rabbitmq-next.sh makes it, or says why it cannot")
     if os.geteuid() != 0:
@@ -66,7 +65,7 @@ def queue_name(request: pytest.FixtureRequest) -> str:
 @contextmanager
 def _node_or_skip() -> Iterator[PrivateRabbitmq]:
     """A started node. Without RabbitMQ on the machine: skip for a developer, fail in CI, where it would go unseen."""
-    node = PrivateRabbitmq()
+    node = ordinary_node()
     try:
         node.start()
         yield node

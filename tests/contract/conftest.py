@@ -29,7 +29,7 @@ def world(request: pytest.FixtureRequest, queue_name: str) -> World:
     if request.param == "memory":
         return MemoryWorld(prefix)
     node, settings = _RABBITMQ[request.param]
-    return RabbitmqWorld(prefix, request.getfixturevalue(node).url, settings)
+    return RabbitmqWorld(prefix, request.getfixturevalue(node), settings)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pika.exceptions
 import pytest
+from support.chroot import ordinary_node
 from support.rabbit import Rabbit
 from support.workers import Project, Worker, eventually
 
@@ -47,7 +48,7 @@ workers:
 def node() -> Iterator[PrivateRabbitmq]:
     """A node that these tests may kill."""
     try:
-        with PrivateRabbitmq() as node:
+        with ordinary_node() as node:
             yield node
     except RabbitmqMissing as missing:
         pytest.skip(str(missing))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.chroot import ordinary_node
 from support.rabbit import Rabbit, ids
 from support.workers import Project, eventually
 
@@ -24,7 +25,7 @@ BROKER_KILLS = 2
 @pytest.fixture
 def node() -> Iterator[PrivateRabbitmq]:
     """A node of its own: it is killed."""
-    with PrivateRabbitmq() as node:
+    with ordinary_node() as node:
         yield node
 
 

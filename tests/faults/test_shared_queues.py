@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.chroot import ordinary_node
 from support.rabbit import Rabbit
 from support.workers import Project, Worker, eventually
 
@@ -99,7 +100,7 @@ def see_it_given_again(project: Project, worker: Worker, rabbit: Rabbit, queue: 
 def impatient(tmp_path: Path) -> Iterator[PrivateRabbitmq]:
     """A node that waits for an acknowledgement no longer than a few seconds, and looks twice a second."""
     try:
-        with PrivateRabbitmq(root=tmp_path) as node:
+        with ordinary_node(root=tmp_path) as node:
             wanted = {"consumer_timeout": CONSUMER_TIMEOUT * 1000, "channel_tick_interval": 500}
             node.ctl(
                 "--quiet", "eval", "".join(f"application:set_env(rabbit, {k}, {v})," for k, v in wanted.items()) + "ok."

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from support.chroot import ordinary_node
 from support.loops import on_a_loop
 from support.rabbit import Rabbit
 
@@ -172,7 +173,7 @@ def test_of_two_that_look_alike_the_one_that_came_back_is_returned(
 @pytest.fixture(scope="module")
 def own() -> Iterator[PrivateRabbitmq]:
     """A node that can be frozen and killed."""
-    with PrivateRabbitmq() as node:
+    with ordinary_node() as node:
         yield node
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.chroot import ordinary_node
 from support.loops import on_a_loop
 from support.rabbit import Rabbit
 
@@ -33,7 +34,7 @@ def publisher(rabbitmq: PrivateRabbitmq) -> Iterator[Publisher]:
 @pytest.fixture(scope="module")
 def own() -> Iterator[PrivateRabbitmq]:
     """A node that can be frozen and killed, with a queue named `q`."""
-    with PrivateRabbitmq() as node:
+    with ordinary_node() as node:
         with Rabbit(node.url) as rabbit:
             rabbit.declare("q", queue_type="quorum")
         node.flush()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from support.chroot import ordinary_node
 from support.loops import on_a_loop
 from support.port import settle
 from support.port import started_rabbitmq as started
@@ -35,7 +36,7 @@ def busy() -> Iterator[None]:
 @pytest.fixture
 def own() -> Iterator[PrivateRabbitmq]:
     """A node that can be frozen."""
-    with PrivateRabbitmq() as node:
+    with ordinary_node() as node:
         yield node
 
 

@@ -54,3 +54,17 @@ class ChrootRabbitmq(PrivateRabbitmq):
 
     def _folder_inside(self) -> Path:
         return _FOLDER_INSIDE
+
+
+def ordinary_node(*, root: Path | None = None) -> PrivateRabbitmq:
+    """The RabbitMQ that the tests run on: this machine's, or that of the Debian suite in ``WORKERKIT_TEST_SUITE``.
+
+    ``scripts/rabbitmq-next.sh trixie && WORKERKIT_TEST_SUITE=trixie scripts/check.sh`` runs everything on RabbitMQ 4.0.
+    """
+    suite = os.environ.get("WORKERKIT_TEST_SUITE")
+    return ChrootRabbitmq(suite_folder(suite), root=root) if suite else PrivateRabbitmq(root=root)
+
+
+def suite_folder(suite: str) -> Path:
+    """Where ``scripts/rabbitmq-next.sh SUITE`` leaves its Debian."""
+    return Path(os.environ.get("WORKERKIT_CACHE", "/var/tmp/workerkit")) / suite

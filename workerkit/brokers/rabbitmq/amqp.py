@@ -23,6 +23,7 @@ from workerkit.brokers.rabbitmq.fastpath import (
     missing_in_pika,
 )
 from workerkit.brokers.rabbitmq.frame_writer import FrameWriter
+from workerkit.brokers.rabbitmq.io_services import IoServices
 from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.errors import BrokerError, ConnectionLost, PublishFailed
 
@@ -99,7 +100,7 @@ class Connection:
             on_open_callback=on_open,
             on_open_error_callback=on_open_error,
             on_close_callback=self._on_closed,
-            custom_ioloop=asyncio.get_running_loop(),
+            custom_ioloop=IoServices(asyncio.get_running_loop()),
         )
         try:
             await opened
