@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -30,8 +29,7 @@ from workerkit.retry import RetryPolicy, decide
 from workerkit.settlement import Acknowledge, Cause, Outcome
 from workerkit.task import WorkerTask
 from workerkit.task_settings import SETTING_NAMES
-from workerkit.worker import coroutines
-from workerkit.worker.execution import execute
+from workerkit.worker.execution import execute, execute_async
 from workerkit.worker.loading import Resolved, Spec, check_class, prepare
 from workerkit.worker.looping import new_event_loop
 from workerkit.worker.selection import Selector, Weighted, make_selector
@@ -238,7 +236,7 @@ class WorkerTest(Generic[Task]):
 
     def _start(self) -> Resolved:
         self._runner = asyncio.Runner(loop_factory=new_event_loop)
-        task, resolved = prepare(self._spec, self._cls, os.getpid(), self._complete)
+        task, resolved = prepare(self._spec, self._cls, self._complete)
         assert isinstance(task, self._cls)
         self.task = task
         self._asynchronous = resolved.asynchronous
@@ -273,7 +271,7 @@ class WorkerTest(Generic[Task]):
     def _run_callback(self, delivery: Delivery) -> None:
         message = MessageAdapter(delivery, _Handle(partial(self._settle, delivery)), self._decode_body)
         if self._asynchronous:
-            death = self._complete(coroutines.execute(self.task, message, _let_the_test_fail))
+            death = self._complete(execute_async(self.task, message, _let_the_test_fail, lambda: False))
         else:
             death = execute(self.task, message, _let_the_test_fail, self._complete)
         structlog.contextvars.clear_contextvars()
