@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Unpack
 
 from workerkit import headers
 from workerkit.errors import AlreadySettled
 from workerkit.outgoing import MessageOptions, Outgoing, compose
-from workerkit.payload import BodyDecoder
 from workerkit.properties import Properties, decode, decode_headers
 from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason, Verb, check_delay
 
@@ -76,7 +76,11 @@ class MessageAdapter:
     )
 
     def __init__(
-        self, incoming: Incoming, handle: Handle, decode_body: BodyDecoder, outcome: Outcome | None = None
+        self,
+        incoming: Incoming,
+        handle: Handle,
+        decode_body: Callable[[bytes, str | None, str | None], Any],
+        outcome: Outcome | None = None,
     ) -> None:
         self._incoming = incoming
         self._handle = handle
@@ -211,11 +215,10 @@ class MessageAdapter:
         Args:
             queue: the name of the queue it is for; None when an ``exchange`` routes it.
             data: the body as JSON: anything msgspec encodes.
-            options: as for ``Publisher.publish``, but for what ties the two messages together. ``message_id`` is, unless
-                given, this message's id with ``/1``, ``/2`` … for the first, second … publish here, so that what
-                another attempt publishes once more can be recognised; random when this message has none.
-                ``correlation_id`` is this message's, or else its id; ``traceparent``, ``tracestate`` and ``baggage`` in
-                the ``headers`` are this message's.
+            options: as for ``Publisher.publish``. Unless given, ``message_id`` is this message's with ``/1``, ``/2`` …
+                for the first, second … publish here, so that what another attempt publishes once more can be
+                recognised (random when this message has none), ``correlation_id`` is this message's, or else its id,
+                and so are the headers ``traceparent``, ``tracestate`` and ``baggage``.
 
         Raises:
             AlreadySettled: a verb was called before.
