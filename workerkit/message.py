@@ -19,14 +19,8 @@ from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason, Verb, che
 class Incoming:
     """The facts of one delivery, as they came over the wire.
 
-    Attributes:
-        queue: name of the queue that delivered it.
-        exchange: the exchange it was published to.
-        routing_key: the key it was published with.
-        redelivered: the broker's hint; never used to count.
-        attempt: 1-based number of this run.
-        raw_properties: AMQP property flags and list, undecoded.
-        body: the payload.
+    ``attempt`` is the 1-based number of this run, ``raw_properties`` are AMQP's property flags and list, undecoded, and
+    ``redelivered`` is the broker's hint, which is never used to count.
     """
 
     queue: str
@@ -99,9 +93,8 @@ class MessageAdapter:
 
     @property
     def data(self) -> Any:
-        """The body decoded by ``content_type``: JSON (also when none is given), text or bytes.
-
-        With ``payload_type`` set on the task, an instance of that type.
+        """The body decoded by ``content_type``: JSON (also when none is given), text or bytes. Of the task's
+        ``payload_type``, where that is set.
 
         Raises:
             UndecodableBody: it is not what the content type says, or not of the payload type.

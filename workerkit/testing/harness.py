@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import structlog.testing
+from msgspec import to_builtins
 
 from workerkit import headers as names
 from workerkit.brokers.memory.record import Record
@@ -184,7 +185,7 @@ class WorkerTest(Generic[Task]):
         return ran
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on: what is due becomes ready. Nothing runs. Raises ValueError for less than no time."""
+        """Move the clock on: what is due becomes ready. Nothing runs. Raises ValueError for a negative number."""
         self._store.advance(seconds)
 
     @property
@@ -305,7 +306,7 @@ def _let_the_test_fail(_cause: Cause) -> None:
 def _spec(cls: type[WorkerTask], settings: Mapping[str, Any]) -> Spec:
     config = settings if cls.queues or "queues" in settings else {"queue": cls.queue or "test", **settings}
     if isinstance(policy := config.get("retry"), RetryPolicy):
-        config = {**config, "retry": asdict(policy)}
+        config = {**config, "retry": to_builtins(policy)}
     return Spec(
         worker=cls.__name__,
         instance="00",

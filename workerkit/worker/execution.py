@@ -33,11 +33,8 @@ def execute(
 ) -> Cause | None:
     """Run a callback that is a plain function on one message and see it settled, whatever comes out.
 
-    Args:
-        task: whose callback to run.
-        message: what to run it on.
-        dying: called with the cause when ``shutdown`` is about to run in this dying interpreter.
-        complete: for a ``shutdown`` that is a coroutine function.
+    ``dying`` is called with the cause when ``shutdown`` is about to run in this dying interpreter; ``complete`` runs it
+    when it is a coroutine function.
 
     Returns:
         The cause when this interpreter must end: it was asked to exit, interrupted, or ran out of memory. ``shutdown``
@@ -110,7 +107,6 @@ async def end_by_async(task: WorkerTask, message: MessageAdapter, cause: Cause) 
 
 @contextlib.contextmanager
 def _ending(task: WorkerTask, message: MessageAdapter, cause: Cause) -> Iterator[None]:
-    """Surrounds ``shutdown``."""
     message.blame(cause)
     try:
         yield

@@ -108,10 +108,7 @@ def check_class(cls: type[WorkerTask], where: str) -> None:
 def prepare(spec: Spec, cls: type[WorkerTask], complete: Complete) -> tuple[WorkerTask, Resolved]:
     """Make the task, apply its settings in their order of precedence and call ``initialize``.
 
-    Args:
-        spec: what the worker is.
-        cls: of the task.
-        complete: for an ``initialize`` that is a coroutine function.
+    ``complete`` runs it when it is a coroutine function.
 
     Raises:
         TaskLoadError: a setting has a value that cannot be used.

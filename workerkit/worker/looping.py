@@ -44,10 +44,7 @@ class LoopRunner:
     When one callback ends the interpreter, all others stand still from that moment on: none of their code runs any
     more, neither while ``shutdown`` does nor when the interpreter is taken apart.
 
-    Args:
-        task, queues, uplink: as for ``BlockingRunner``.
-        concurrency: how many callbacks run at once.
-        loop: what to run them on.
+    ``queues`` are the worker's, in the order in which deliveries name them; ``concurrency`` callbacks run at once.
     """
 
     def __init__(
@@ -214,28 +211,26 @@ class LoopRunner:
         if self._uplink.forked:
             os._exit(exit_code(exit_cause(error)))
         self._task.shutdown_helper.release()
+        self._death = cause = self._dying or exit_cause(error)
         turn = next((turn for turn in self._running.values() if turn.exits), None)
         if turn is None:
-            self._death = self._dying or exit_cause(error)
             if self._dying is None:
-                self._uplink.send(dying_frame(Dying(self._death)))
+                self._uplink.send(dying_frame(Dying(cause)))
             return
-        message = turn.message
         if self._dying is None:
-            self._die(turn, cause := exit_cause(error))
+            self._die(turn, cause)
             turn.frozen = True
             successor = Turn(self._uplink, turn.slot, turn.seq)  # whose tasks are not
-            successor.message = message
+            successor.message = turn.message
 
             async def end() -> None:
                 _turn.set(successor)
-                await end_by_async(self._task, message, cause)
+                await end_by_async(self._task, successor.message, cause)
 
             with contextlib.suppress(BaseException):
                 self._loop.run_until_complete(end())
-        self._death = self._dying
-        if not message.settled:  # shutdown() has ended the interpreter once more, from a task that it started
-            message.nack()
+        if not turn.message.settled:  # shutdown() has ended the interpreter once more, from a task that it started
+            turn.message.nack()
 
     def _die(self, turn: Turn, cause: Cause) -> None:
         """From here on nothing is started, and all others stand still."""

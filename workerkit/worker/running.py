@@ -19,11 +19,8 @@ from workerkit.worker.uplink import LinkHandle, Uplink
 class BlockingRunner:
     """Runs a callback that is a plain function: takes the frames in their order, one message at a time.
 
-    Args:
-        task: whose callback to run.
-        queues: the worker's, in the order in which deliveries name them.
-        uplink: where messages come from.
-        complete: for a ``shutdown`` that is a coroutine function.
+    ``queues`` are the worker's, in the order in which deliveries name them; ``complete`` is for a ``shutdown`` that is
+    a coroutine function.
     """
 
     def __init__(self, task: WorkerTask, queues: Sequence[str], uplink: Uplink, complete: Complete) -> None:

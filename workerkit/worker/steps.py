@@ -30,12 +30,7 @@ class Turn(LinkHandle):
 
 
 class Steps(Coroutine[Any, Any, Any]):
-    """A coroutine of one message. The page says whose step runs, so a step that never ends can be named from outside.
-
-    Args:
-        coroutine: what to run.
-        turn: the message that it belongs to.
-    """
+    """A coroutine of one message. The page says whose step runs, so one that never ends can be named from outside."""
 
     __slots__ = ("_coroutine", "_page", "_send", "_turn", "_uplink")
 
