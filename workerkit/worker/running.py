@@ -15,6 +15,8 @@ from workerkit.worker.execution import Complete, end_by, execute
 from workerkit.worker.link import Frame, Kind, unpack_aftermath, unpack_delivery
 from workerkit.worker.uplink import LinkHandle, Uplink
 
+_DELIVER = int(Kind.DELIVER)  # a plain number: an enum costs a tenth of a microsecond per message
+
 
 class BlockingRunner:
     """Runs a callback that is a plain function: takes the frames in their order, one message at a time.
@@ -36,7 +38,7 @@ class BlockingRunner:
         """Work on these frames, and on what comes after them, until STOP. Returns what this process must die of."""
         while True:
             for kind, data, start, end in frames:
-                if kind == Kind.DELIVER:
+                if kind == _DELIVER:
                     death = self.deliver(data, start, end)
                     if death is not None:
                         return death
