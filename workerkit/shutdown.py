@@ -32,11 +32,6 @@ class ShutdownHelper:
         """The messages whose callbacks are running, in the order in which they began; a live view."""
         return self._armed.keys()
 
-    @property
-    def message(self) -> MessageAdapter | None:
-        """The message whose callback began last of those that are running, None between callbacks."""
-        return next(reversed(self._armed), None)
-
     def reserve(self, multiplier: int) -> None:
         """Before the first message: keep ``multiplier`` × 1 MiB back, in place of an earlier reserve; 0 for nothing."""
         self.release()

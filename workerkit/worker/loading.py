@@ -192,8 +192,7 @@ def _limit_memory(task: WorkerTask, worker: str) -> None:
         limit = task.memory_limit = int(whole * CGROUP_SHARE)
     if not isinstance(limit, int):
         raise TaskLoadError(f"worker {worker!r}: memory_limit must be a whole number of bytes, not {limit!r}")
-    used = _data_memory()
-    needed = used + task.spare_memory_multiplier * 1024 * 1024
+    needed = _data_memory() + task.spare_memory_multiplier * 1024 * 1024
     if limit <= needed:
         raise TaskLoadError(
             f"worker {worker!r}: memory_limit of {limit >> 20} MiB is too small: the task's modules and its spare "

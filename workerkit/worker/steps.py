@@ -32,14 +32,12 @@ class Turn(LinkHandle):
 class Steps(Coroutine[Any, Any, Any]):
     """A coroutine of one message. The page says whose step runs, so one that never ends can be named from outside."""
 
-    __slots__ = ("_coroutine", "_page", "_send", "_turn", "_uplink")
+    __slots__ = ("_coroutine", "_send", "_turn")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], turn: Turn) -> None:
         self._coroutine = coroutine
         self._send = coroutine.send
         self._turn = turn
-        self._uplink = turn.uplink
-        self._page = turn.uplink.page
 
     def send(self, value: Any) -> Any:
         """One step."""
@@ -54,16 +52,17 @@ class Steps(Coroutine[Any, Any, Any]):
         if turn.frozen:
             # What a coroutine gives to its task that waits for something that will never happen.
             return next(get_running_loop().create_future().__await__())
-        self._page.step(turn.seq)
+        uplink = turn.uplink
+        uplink.page.step(turn.seq)
         try:
             return resume(*how)
         except (SystemExit, KeyboardInterrupt):
             turn.exits = True
             raise
         finally:
-            if self._uplink.forked:
+            if uplink.forked:
                 os._exit(ExitCode.OK)  # a child that the step forked: the loop and the page are not its own
-            self._page.step(0)
+            uplink.page.step(0)
 
     def close(self) -> None:
         """Throw it away."""

@@ -119,7 +119,7 @@ def logs() -> Any:
 def test_a_callback_that_acknowledges_is_done(scene: Scene) -> None:
     """The usual way; the helper is armed during the callback and disarmed after it."""
     armed = []
-    worker = task(lambda message: (armed.append(worker.shutdown_helper.message), message.ack()))
+    worker = task(lambda message: (armed.extend(worker.shutdown_helper.messages), message.ack()))
     assert scene.run(worker) is None
     assert scene.sent == [ACK]
     assert armed == [scene.message]
