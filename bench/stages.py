@@ -26,7 +26,6 @@ from workerkit.brokers.rabbitmq.unacked import Unacked
 from workerkit.brokers.rabbitmq.versions import QueueTraits
 from workerkit.settlement import ACK
 from workerkit.worker.custody import Holding
-from workerkit.worker.execution import run_alone
 from workerkit.worker.link import FrameReader, deliver_frames, unpack_delivery
 from workerkit.worker.logs import ConsumerLog
 from workerkit.worker.page import Page
@@ -96,7 +95,7 @@ def stages() -> dict[str, Callable[[], Any]]:
     os.close(page_fd)
     ours, _theirs = socket.socketpair()
     uplink = Uplink(ours, page)
-    runner = BlockingRunner(Task(), ["jobs"], uplink, run_alone)
+    runner = BlockingRunner(Task(), ["jobs"], uplink, lambda _: None)  # no coroutine is to be run to its end
     page.must_wake()  # the consumer counts as awake: what a wake-up costs is the kernel's part
     holding = Holding(page)
     holding.add(deliveries, 1)

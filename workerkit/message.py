@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 from workerkit import headers
 from workerkit.errors import AlreadySettled
-from workerkit.outgoing import Outgoing, compose
+from workerkit.outgoing import MessageOptions, Outgoing, compose
 from workerkit.properties import Properties, decode, decode_headers
 from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason, Verb, check_delay
 
@@ -19,14 +19,8 @@ from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason, Verb, che
 class Incoming:
     """The facts of one delivery, as they came over the wire.
 
-    Attributes:
-        queue: name of the queue that delivered it.
-        exchange: the exchange it was published to.
-        routing_key: the key it was published with.
-        redelivered: the broker's hint; never used to count.
-        attempt: 1-based number of this run.
-        raw_properties: AMQP property flags and list, undecoded.
-        body: the payload.
+    ``attempt`` is the 1-based number of this run, ``raw_properties`` are AMQP's property flags and list, undecoded, and
+    ``redelivered`` is the broker's hint, which is never used to count.
     """
 
     queue: str
@@ -99,9 +93,8 @@ class MessageAdapter:
 
     @property
     def data(self) -> Any:
-        """The body decoded by ``content_type``: JSON (also when none is given), text or bytes.
-
-        With ``payload_type`` set on the task, an instance of that type.
+        """The body decoded by ``content_type``: JSON (also when none is given), text or bytes. Of the task's
+        ``payload_type``, where that is set.
 
         Raises:
             UndecodableBody: it is not what the content type says, or not of the payload type.
@@ -152,10 +145,7 @@ class MessageAdapter:
 
     @property
     def redelivered(self) -> bool:
-        """RabbitMQ's hint that somebody may have seen this message before.
-
-        It is true for messages that nobody looked at and false for copies; ``attempt`` is the count to rely on.
-        """
+        """RabbitMQ's hint that somebody may have seen this message before; ``attempt`` is the count to rely on."""
         return self._incoming.redelivered
 
     @property
@@ -181,11 +171,6 @@ class MessageAdapter:
     def settled(self) -> bool:
         """Whether a verb was called."""
         return self._outcome is not None
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """What was decided, None while nothing was."""
-        return self._outcome
 
     def ack(self) -> None:
         """The work is done and durable."""
@@ -213,20 +198,7 @@ class MessageAdapter:
         """Put it back in the queue for another worker; not an attempt."""
         self.settle(RELEASE)
 
-    def publish(
-        self,
-        queue: str | None,
-        data: Any = None,
-        *,
-        body: bytes | None = None,
-        exchange: str = "",
-        routing_key: str | None = None,
-        delay: float | None = None,
-        headers: Mapping[str, Any] | None = None,
-        message_id: str | None = None,
-        correlation_id: str | None = None,
-        **properties: Any,
-    ) -> None:
+    def publish(self, queue: str | None, data: Any = None, **options: Unpack[MessageOptions]) -> None:
         """Publish a message together with the acknowledgement of this one.
 
         It is kept back until then. With ``ack`` the worker publishes all that was given here, waits until the broker
@@ -234,18 +206,12 @@ class MessageAdapter:
         the attempt fail. With any other verb, an exception or a death nothing is published.
 
         Args:
-            queue: the name of the queue it is for; None when an exchange routes it.
+            queue: the name of the queue it is for; None when an ``exchange`` routes it.
             data: the body as JSON: anything msgspec encodes.
-            body: raw bytes instead of ``data``.
-            exchange: the exchange it is for, instead of a queue.
-            routing_key: for the exchange.
-            delay: seconds until it comes to the queue; at most 49 days.
-            headers: by name. ``traceparent``, ``tracestate`` and ``baggage`` are this message's unless given.
-            message_id: unless given, this message's id with ``/1``, ``/2`` … for the first, second … publish here, so
-                that what another attempt publishes once more can be recognised; random when this message has none.
-            correlation_id: unless given, this message's, or else its id.
-            properties: ``content_type``, ``priority``, ``type``, ``app_id``, ``reply_to``, ``expiration`` in seconds,
-                ``timestamp`` in seconds since 1970.
+            options: as for ``Publisher.publish``. Unless given, ``message_id`` is this message's with ``/1``, ``/2`` …
+                for the first, second … publish here, so that what another attempt publishes once more can be
+                recognised (random when this message has none), ``correlation_id`` is this message's, or else its id,
+                and so are the headers ``traceparent``, ``tracestate`` and ``baggage``.
 
         Raises:
             AlreadySettled: a verb was called before.
@@ -253,30 +219,18 @@ class MessageAdapter:
             ValueError: a value cannot be sent, or two exclude each other, or this message's own properties are broken.
         """
         if self._outcome is not None:
-            raise AlreadySettled(
-                f"publish() was called on a message that was settled with {self._outcome.verb.name.lower()}(); "
-                "nothing was published"
-            )
+            raise _too_late("publish", self._outcome)
         published = self._published or []
         cause_id = self.message_id
-        if message_id is None and cause_id is not None:
+        if options.get("message_id") is None and cause_id is not None:
             message_id = f"{cause_id}/{len(published) + 1}"
             if len(message_id.encode()) > _LONGEST_ID:  # a message that has passed itself on a hundred times, say
                 message_id = uuid.uuid5(uuid.NAMESPACE_OID, message_id).hex
+            options["message_id"] = message_id
+        options["correlation_id"] = options.get("correlation_id") or self.correlation_id or cause_id
         trace = {name: self.headers[name] for name in _TRACE_CONTEXT if name in self.headers}
-        message = compose(
-            queue,
-            data,
-            body=body,
-            exchange=exchange,
-            routing_key=routing_key,
-            delay=delay,
-            headers={**trace, **(headers or {})},
-            message_id=message_id,
-            correlation_id=correlation_id or self.correlation_id or cause_id,
-            **properties,
-        )
-        self._published = [*published, message]
+        options["headers"] = {**trace, **(options.get("headers") or {})}
+        self._published = [*published, compose(queue, data, **options)]
 
     def blame(self, cause: Cause) -> None:
         """From here on ``nack`` and ``retry`` give ``cause`` as their reason: the callback died of it."""
@@ -289,10 +243,7 @@ class MessageAdapter:
             AlreadySettled: a verb was called before; nothing is sent.
         """
         if self._outcome is not None:
-            raise AlreadySettled(
-                f"{outcome.verb.name.lower()}() was called on a message that was settled with "
-                f"{self._outcome.verb.name.lower()}(); nothing was sent"
-            )
+            raise _too_late(outcome.verb.name.lower(), self._outcome)
         if self._published is not None and outcome.verb is Verb.ACK:
             outcome = replace(outcome, publish=tuple(self._published))
         self._handle.settle(outcome)  # first: what cannot be sent has not settled anything
@@ -301,3 +252,8 @@ class MessageAdapter:
     def __repr__(self) -> str:
         state = self._outcome.verb.name.lower() if self._outcome else "unsettled"
         return f"<MessageAdapter queue={self.queue!r} attempt={self.attempt} {len(self.body)} bytes, {state}>"
+
+
+def _too_late(verb: str, settled: Outcome) -> AlreadySettled:
+    first = settled.verb.name.lower()
+    return AlreadySettled(f"{verb}() was called on a message that was settled with {first}(); nothing was sent")

@@ -13,11 +13,7 @@ MIB = 1024 * 1024
 
 
 class ShutdownHelper:
-    """Keeps memory back for ``WorkerTask.shutdown`` and knows which callbacks are running.
-
-    1. ``reserve`` takes the memory before the first message.
-    2. ``arm`` and ``disarm`` surround each callback.
-    3. ``release`` gives the memory back in the moment it is needed.
+    """Keeps memory back for ``WorkerTask.shutdown``, and knows which callbacks are running.
 
     The reserve is an anonymous private mapping: it takes address space, no resident memory, and counts against
     RLIMIT_DATA and RLIMIT_AS. A shared mapping, Python's default, does not count against RLIMIT_DATA, so releasing it
@@ -32,22 +28,12 @@ class ShutdownHelper:
         self._armed: dict[MessageAdapter, None] = {}
 
     @property
-    def armed(self) -> bool:
-        """Whether a callback is running."""
-        return bool(self._armed)
-
-    @property
     def messages(self) -> Collection[MessageAdapter]:
         """The messages whose callbacks are running, in the order in which they began; a live view."""
         return self._armed.keys()
 
-    @property
-    def message(self) -> MessageAdapter | None:
-        """The message whose callback began last of those that are running, None between callbacks."""
-        return next(reversed(self._armed), None)
-
     def reserve(self, multiplier: int) -> None:
-        """Keep ``multiplier`` × 1 MiB back; 0 keeps nothing. Replaces an earlier reserve."""
+        """Before the first message: keep ``multiplier`` × 1 MiB back, in place of an earlier reserve; 0 for nothing."""
         self.release()
         if multiplier > 0:
             self._reserve = mmap.mmap(-1, multiplier * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -61,7 +47,7 @@ class ShutdownHelper:
         self._armed.pop(message, None)
 
     def release(self) -> None:
-        """Give the reserve back. Harmless when there is none."""
+        """Give the reserve back, in the moment it is needed. Harmless when there is none."""
         if self._reserve is not None:
             self._reserve.close()
             self._reserve = None

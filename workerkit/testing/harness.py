@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import structlog.testing
+from msgspec import to_builtins
 
 from workerkit import headers as names
 from workerkit.brokers.memory.record import Record
@@ -30,11 +31,10 @@ from workerkit.retry import RetryPolicy, decide
 from workerkit.settlement import Acknowledge, Cause, Outcome
 from workerkit.task import WorkerTask
 from workerkit.task_settings import SETTING_NAMES
-from workerkit.worker import coroutines
-from workerkit.worker.execution import execute
-from workerkit.worker.loading import Resolved, Spec, check_class, prepare
+from workerkit.worker.execution import execute, execute_async
+from workerkit.worker.loading import Spec, check_class, prepare
 from workerkit.worker.looping import new_event_loop
-from workerkit.worker.selection import Selector, Weighted, make_selector
+from workerkit.worker.selection import make_selector
 
 _PERSISTENT = 2
 _VERDICTS_OF_TESTS = ("_pytest", "hypothesis")
@@ -82,14 +82,8 @@ class WorkerTest(Generic[Task]):
         check_class(cls, f"WorkerTest({cls.__name__})")
         self._cls = cls
         self._spec = _spec(cls, settings)
-        self._exit_stack = ExitStack()
-        self._runner = asyncio.Runner()
-        self._asynchronous = False
         self._store = MemoryStore()
-        self._prefetch_count = 1
-        self._policy = RetryPolicy()
         self._here: dict[str, deque[Delivery]] = {}
-        self._selector: Selector = Weighted({})
         self._unsettled: dict[int, Delivery] = {}
         self.task: Task
         """The task instance, initialized; another one after each death."""
@@ -107,9 +101,9 @@ class WorkerTest(Generic[Task]):
         with ExitStack() as stack:
             self.logs = stack.enter_context(structlog.testing.capture_logs())
             stack.callback(self._end_task)
-            resolved = self._start()
+            self._start()
+            resolved = self._resolved
             self._policy = RetryPolicy(resolved.max_attempts, resolved.delays)
-            self._prefetch_count = 1 if resolved.prefetch_count == "auto" else resolved.prefetch_count
             self._here = {queue: deque() for queue in resolved.queues}
             self._selector = make_selector(resolved.select, resolved.queues, None, _fail_the_test)
             for queue in self._here:
@@ -131,8 +125,6 @@ class WorkerTest(Generic[Task]):
         body: bytes | None = None,
         content_type: str | None = None,
         headers: Mapping[str, Any] | None = None,
-        message_id: str | None = None,
-        correlation_id: str | None = None,
         exchange: str = "",
         routing_key: str | None = None,
         delay: float | None = None,
@@ -146,12 +138,10 @@ class WorkerTest(Generic[Task]):
             body: raw bytes instead of ``data``; no content type goes with them unless one is given.
             content_type: ``application/json`` unless given.
             headers: with ``{"workerkit-attempt": 5}`` it arrives for its fifth attempt.
-            message_id: the publisher's id of it.
-            correlation_id: the publisher's id of what it belongs to.
             exchange: what ``message.exchange`` says; nothing is routed here.
             routing_key: what ``message.routing_key`` says; the name of the queue unless given.
             delay: seconds that it waits before it is ready.
-            properties: other AMQP properties by name, such as ``reply_to``.
+            properties: other AMQP properties by name, such as ``message_id``.
 
         Raises:
             TypeError: there is no such property, or both ``data`` and ``body`` are given.
@@ -161,15 +151,8 @@ class WorkerTest(Generic[Task]):
         if queue not in self._here:
             raise ValueError(f"the worker does not consume {queue!r}; it consumes {', '.join(self._here)}")
         body, content_type = encode_body(data, body, content_type)
-        raw_properties = encode(
-            Properties(
-                content_type=content_type,
-                headers=dict(headers or {}),
-                message_id=message_id,
-                correlation_id=correlation_id,
-                **{"delivery_mode": _PERSISTENT, **properties},
-            )
-        )
+        properties = {"delivery_mode": _PERSISTENT, **properties}
+        raw_properties = encode(Properties(content_type, headers=dict(headers or {}), **properties))
         key = queue if routing_key is None else routing_key
         self._store.put(queue, Outgoing(exchange, key, raw_properties, body, delay))
 
@@ -177,10 +160,7 @@ class WorkerTest(Generic[Task]):
         """Work until nothing is ready. The clock stands still.
 
         What the callback releases stays in the queue, for the next ``run``: a worker that always releases would never
-        stop. What it publishes to a queue of its own is worked on.
-
-        Returns:
-            How many callbacks ran.
+        stop. What it publishes to a queue of its own is worked on. Returns how many callbacks ran.
         """
         for queue in self._here:
             self._store.redeliver(queue)
@@ -197,11 +177,7 @@ class WorkerTest(Generic[Task]):
         return ran
 
     def run_all(self) -> int:
-        """Work and move the clock on until nothing is ready or delayed; what the callback releases stays in the queue.
-
-        Returns:
-            How many callbacks ran.
-        """
+        """As ``run``, moving the clock on until nothing is delayed either, but for what the callback has released."""
         ran = self.run()
         while dues := [record.due for record in self.delayed if record.due and not _is_released(record)]:
             self._store.advance_to(dues[0])
@@ -209,11 +185,7 @@ class WorkerTest(Generic[Task]):
         return ran
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on by ``seconds``: what is due becomes ready. Nothing runs.
-
-        Raises:
-            ValueError: clocks do not run backwards.
-        """
+        """Move the clock on: what is due becomes ready. Nothing runs. Raises ValueError for a negative number."""
         self._store.advance(seconds)
 
     @property
@@ -236,14 +208,12 @@ class WorkerTest(Generic[Task]):
         """Dead letters, oldest first, with ``reason``, ``cause`` and the headers they have on the wire."""
         return self._store.ready(*map(dead_queue_name, self._here))
 
-    def _start(self) -> Resolved:
+    def _start(self) -> None:
         self._runner = asyncio.Runner(loop_factory=new_event_loop)
-        task, resolved = prepare(self._spec, self._cls, os.getpid(), self._complete)
+        task, self._resolved = prepare(self._spec, self._cls, self._complete)
         assert isinstance(task, self._cls)
         self.task = task
-        self._asynchronous = resolved.asynchronous
         self._decode_body = body_decoder(task.payload_type)
-        return resolved
 
     def _end_task(self) -> None:
         self._runner.close()
@@ -259,9 +229,10 @@ class WorkerTest(Generic[Task]):
         return self._runner.run(run(), context=contextvars.copy_context())
 
     def _next_delivery(self) -> Delivery | None:
+        prefetch_count = 1 if self._resolved.prefetch_count == "auto" else self._resolved.prefetch_count
         for queue, here in self._here.items():
             if not here:
-                here.extend(self._store.receive(queue, self._prefetch_count))
+                here.extend(self._store.receive(queue, prefetch_count))
                 self._unsettled |= {delivery.tag: delivery for delivery in here}
         waiting = {queue: len(here) for queue, here in self._here.items() if here}
         if not waiting:
@@ -272,8 +243,8 @@ class WorkerTest(Generic[Task]):
 
     def _run_callback(self, delivery: Delivery) -> None:
         message = MessageAdapter(delivery, _Handle(partial(self._settle, delivery)), self._decode_body)
-        if self._asynchronous:
-            death = self._complete(coroutines.execute(self.task, message, _let_the_test_fail))
+        if self._resolved.asynchronous:
+            death = self._complete(execute_async(self.task, message, _let_the_test_fail, lambda: False))
         else:
             death = execute(self.task, message, _let_the_test_fail, self._complete)
         structlog.contextvars.clear_contextvars()
@@ -294,18 +265,12 @@ class WorkerTest(Generic[Task]):
         del self._unsettled[delivery.tag]
 
 
+@dataclass(slots=True)
 class _Handle:
-    """How a message reaches the test's store.
+    """How a message reaches the test's store."""
 
-    Args:
-        settle: what a verb does.
-    """
-
-    lost = False
-    """Nothing is lost here."""
-
-    def __init__(self, settle: Callable[[Outcome], None]) -> None:
-        self.settle = settle
+    settle: Callable[[Outcome], None]
+    lost: bool = False
 
 
 def _fail_the_test(text: str) -> None:
@@ -341,7 +306,7 @@ def _let_the_test_fail(_cause: Cause) -> None:
 def _spec(cls: type[WorkerTask], settings: Mapping[str, Any]) -> Spec:
     config = settings if cls.queues or "queues" in settings else {"queue": cls.queue or "test", **settings}
     if isinstance(policy := config.get("retry"), RetryPolicy):
-        config = {**config, "retry": {"max_attempts": policy.max_attempts, "delays": policy.delays}}
+        config = {**config, "retry": to_builtins(policy)}
     return Spec(
         worker=cls.__name__,
         instance="00",

@@ -1,7 +1,7 @@
 """The execution of one delivery: the callback, and everything that can come out of it.
 
-No process, socket or clock is involved, so the same code runs in an executor and in a user's test. Callbacks that are
-coroutine functions have ``coroutines.execute``, which follows the rules that stand here.
+No process, socket or clock is involved, so the same code runs in an executor and in a user's test. Everything from the
+moment at which memory has run out imports nothing and formats no object of the user's.
 """
 
 from __future__ import annotations
@@ -24,31 +24,17 @@ MAX_TRACEBACK = 32_000
 """Characters of a traceback that travel with a cause; the end of it, where the error is."""
 CANCELLED = "the callback ran longer than its limit and was cancelled"
 
-
-def run_alone(awaitable: Awaitable[None]) -> None:
-    """Run what a coroutine function of the task's has to do to its end, on a loop of its own."""
-
-    async def run() -> None:
-        await awaitable
-
-    asyncio.run(run())
+Complete = Callable[[Awaitable[None]], object]
+"""Runs what a coroutine function of the task's has to do to its end."""
 
 
 def execute(
-    task: WorkerTask,
-    message: MessageAdapter,
-    dying: Callable[[Cause], None],
-    complete: Callable[[Awaitable[None]], object] = run_alone,
+    task: WorkerTask, message: MessageAdapter, dying: Callable[[Cause], None], complete: Complete
 ) -> Cause | None:
-    """Run the callback on one message and see it settled, whatever comes out.
+    """Run a callback that is a plain function on one message and see it settled, whatever comes out.
 
-    ``coroutines.execute`` is the same for a callback that is a coroutine function.
-
-    Args:
-        task: whose callback to run.
-        message: what to run it on.
-        dying: called with the cause when ``shutdown`` is about to run in this dying interpreter.
-        complete: runs ``shutdown`` to its end when that is a coroutine function.
+    ``dying`` is called with the cause when ``shutdown`` is about to run in this dying interpreter; ``complete`` runs it
+    when it is a coroutine function.
 
     Returns:
         The cause when this interpreter must end: it was asked to exit, interrupted, or ran out of memory. ``shutdown``
@@ -59,38 +45,68 @@ def execute(
     try:
         task.callback(message)
     except BaseException as error:  # noqa: BLE001 - the message is settled before the process ends
-        cause = fail(task, message, error)
+        cause = _fail(task, message, error)
         if cause is not None:
             dying(cause)
-            return end_by(task, message, cause, complete)
+            end_by(task, message, cause, complete)
+            return cause
     else:
-        if message.outcome is None:
-            returned_unsettled(task, message)
+        if not message.settled:
+            _returned_unsettled(task, message)
     finally:
         helper.disarm(message)
     return None
 
 
-def end_by(
-    task: WorkerTask,
-    message: MessageAdapter,
-    cause: Cause,
-    complete: Callable[[Awaitable[None]], object] = run_alone,
-) -> Cause:
-    """Run ``shutdown`` for a message whose callback died of ``cause``, and settle by default what it leaves unsettled.
+async def execute_async(
+    task: WorkerTask, message: MessageAdapter, dying: Callable[[Cause], None], was_cancelled: Callable[[], bool]
+) -> Cause | None:
+    """As ``execute``, for a callback that is a coroutine function.
 
-    Everything here may run in the last bytes of memory: it imports nothing and formats no object of the user's.
+    ``was_cancelled`` says whether the worker has cancelled this callback; that is no doing of the callback's own.
     """
-    with ending(task, message, cause):
+    helper = task.shutdown_helper
+    helper.arm(message)
+    try:
+        result = task.callback(message)
+        if inspect.isawaitable(result):
+            await result
+    except GeneratorExit:
+        raise  # nobody waits for this coroutine any more: it is being thrown away
+    except asyncio.CancelledError as error:  # or else the callback awaited what somebody else had cancelled
+        _fail_attempt(task, message, error, timed_out=was_cancelled())
+    except BaseException as error:  # noqa: BLE001 - the message is settled before the process ends
+        cause = _fail(task, message, error)
+        if cause is not None:
+            dying(cause)
+            await end_by_async(task, message, cause)
+            return cause
+    else:
+        if not message.settled:
+            _returned_unsettled(task, message)
+    finally:
+        helper.disarm(message)
+    return None
+
+
+def end_by(task: WorkerTask, message: MessageAdapter, cause: Cause, complete: Complete) -> None:
+    """Run ``shutdown`` for a message whose callback died of ``cause``, and nack what it leaves unsettled."""
+    with _ending(task, message, cause):
         result = task.shutdown(message, cause)
         if inspect.isawaitable(result):
             complete(result)
-    return cause
+
+
+async def end_by_async(task: WorkerTask, message: MessageAdapter, cause: Cause) -> None:
+    """As ``end_by``, on the loop that runs this. A ``shutdown`` that is cancelled has failed."""
+    with _ending(task, message, cause):
+        result = task.shutdown(message, cause)
+        if inspect.isawaitable(result):
+            await result
 
 
 @contextlib.contextmanager
-def ending(task: WorkerTask, message: MessageAdapter, cause: Cause) -> Iterator[None]:
-    """Surrounds ``shutdown``."""
+def _ending(task: WorkerTask, message: MessageAdapter, cause: Cause) -> Iterator[None]:
     message.blame(cause)
     try:
         yield
@@ -100,22 +116,22 @@ def ending(task: WorkerTask, message: MessageAdapter, cause: Cause) -> Iterator[
         message.nack()
 
 
-def fail(task: WorkerTask, message: MessageAdapter, error: BaseException) -> Cause | None:
+def _fail(task: WorkerTask, message: MessageAdapter, error: BaseException) -> Cause | None:
     """Settle a message by what came out of its callback. What ends the interpreter settles nothing: it is returned."""
-    if isinstance(error, MemoryError):
-        task.shutdown_helper.release()  # before anything else: what follows needs memory
-        return _memory_cause(error)
-    if isinstance(error, Exception):
-        fail_attempt(task, message, error)
+    if isinstance(error, Exception) and not isinstance(error, MemoryError):
+        _fail_attempt(task, message, error)
         return None
-    task.shutdown_helper.release()
+    task.shutdown_helper.release()  # before anything else: what follows needs memory
     return exit_cause(error)
 
 
-def fail_attempt(task: WorkerTask, message: MessageAdapter, error: BaseException) -> None:
+def _fail_attempt(task: WorkerTask, message: MessageAdapter, error: BaseException, *, timed_out: bool = False) -> None:
     """An ordinary exception: a failed attempt, or a decision that was raised instead of called."""
     if message.settled:
         _try_log(task, "callback.raised_after_settling", error)
+    elif timed_out:
+        cause = Cause(Reason.TIMEOUT, CANCELLED, traceback=_traceback(error))
+        message.settle(Outcome(Verb.NACK, cause=cause))
     elif isinstance(error, RetryMessage):
         message.retry(getattr(error, "delay", None))  # a subclass may not have called our __init__
     elif isinstance(error, RejectMessage):
@@ -126,16 +142,7 @@ def fail_attempt(task: WorkerTask, message: MessageAdapter, error: BaseException
         message.settle(Outcome(Verb.NACK, cause=_exception_cause(error, Reason.EXCEPTION)))
 
 
-def fail_cancelled(task: WorkerTask, message: MessageAdapter, error: BaseException) -> None:
-    """A callback ended because it was told to."""
-    if message.settled:
-        _try_log(task, "callback.raised_after_settling", error)
-    else:
-        cause = Cause(Reason.TIMEOUT, CANCELLED, traceback=_traceback(error))
-        message.settle(Outcome(Verb.NACK, cause=cause))
-
-
-def returned_unsettled(task: WorkerTask, message: MessageAdapter) -> None:
+def _returned_unsettled(task: WorkerTask, message: MessageAdapter) -> None:
     """A normal return without a verb: an acknowledgement with ``auto_ack``, else a bug in the worker."""
     if task.auto_ack:
         message.settle(ACK)
@@ -149,28 +156,19 @@ def returned_unsettled(task: WorkerTask, message: MessageAdapter) -> None:
 
 
 def _exception_cause(error: BaseException, reason: Reason) -> Cause:
-    return Cause(
-        reason,
-        message=_text(error),
-        exception=_type_name(error),
-        traceback=_traceback(error),
-    )
+    return Cause(reason, _text(error), _type_name(error), _traceback(error))
 
 
 def _traceback(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
 
 
-def _memory_cause(error: MemoryError) -> Cause:
-    """The frames of the failed callback hold on to what filled the memory: note the lines, then let go."""
-    brief = _brief_traceback(error.__traceback__)
-    traceback.clear_frames(error.__traceback__)
-    return Cause(Reason.MEMORY, "out of memory: MemoryError in the callback", "MemoryError", brief)
-
-
 def exit_cause(error: BaseException) -> Cause:
     """The cause when this ends the interpreter."""
     brief = _brief_traceback(error.__traceback__)
+    if isinstance(error, MemoryError):
+        traceback.clear_frames(error.__traceback__)  # those of the callback hold on to what filled the memory
+        return Cause(Reason.MEMORY, "out of memory: MemoryError in the callback", "MemoryError", brief)
     if isinstance(error, SystemExit):
         code = error.code
         status = code if isinstance(code, int) else (0 if code is None else 1)

@@ -21,10 +21,9 @@ import msgspec
 
 from workerkit.errors import ExitCode, TaskLoadError
 from workerkit.settlement import Cause, Reason
-from workerkit.task import WorkerTask
 from workerkit.worker import logs
-from workerkit.worker.link import Dying, Kind, dying_frame, json_frame
-from workerkit.worker.loading import Resolved, Spec, load_class, prepare
+from workerkit.worker.link import Dying, Frame, Kind, dying_frame, json_frame
+from workerkit.worker.loading import Spec, load_class, prepare
 from workerkit.worker.looping import LoopRunner, new_event_loop
 from workerkit.worker.page import Page
 from workerkit.worker.running import BlockingRunner
@@ -47,72 +46,54 @@ class ExecutorProcess:
     def __init__(self, link: socket.socket, page: Page) -> None:
         self._uplink = Uplink(link, page)
         self._runner: BlockingRunner | LoopRunner | None = None
-        self._loops: asyncio.Runner | None = None
-        self._inline = False
         self._keys: dict[str, Any] = {}
 
     def run(self) -> int:
         """Work until STOP or the end of the link. Returns the exit code."""
-        frames = self._uplink.receive()
+        frames: list[Frame] = []
         while not frames:
             frames = self._uplink.receive()
         (_, data, start, end), *frames = frames
         spec = msgspec.json.decode(data[start:end], type=Spec)
-        self._inline = spec.inline
         self._keys = {"worker": spec.worker, "instance": spec.instance, "pid": os.getpid()}
         logs.configure(spec.log_level, self._log_context, self._uplink.log)
-        loaded = self._load(spec)
-        if isinstance(loaded, ExitCode):
-            return loaded
-        task, resolved = loaded
+        # One loop for all of the task's coroutines, made for the first: what ``initialize`` opens on it, callbacks use.
+        # Inline the signals of the process are the consumer's, and uvloop would take them.
+        loops = asyncio.Runner(loop_factory=asyncio.new_event_loop if spec.inline else new_event_loop)
+
+        def complete(awaitable: Awaitable[None]) -> None:
+            loops.get_loop().run_until_complete(awaitable)
+
+        who = f"worker {spec.worker!r}"
+        try:
+            task, resolved = prepare(spec, load_class(spec), complete)
+        except TaskLoadError as error:
+            return self._fail(str(error))
+        except MemoryError:
+            return self._fail(f"{who}: out of memory while the task was loaded; raise memory_limit")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - initialize() is the user's
+            text = f"{who}: initialize() failed: {type(error).__name__}: {error}"
+            return self._fail(text, traceback.format_exc(), ExitCode.TEMPORARY)
+        if not spec.inline:
+            logs.adopt_stdlib_logging(spec.log_level)
         queues = list(resolved.queues)
         if len(queues) == 1:
             self._keys["queue"] = queues[0]
         if resolved.asynchronous:
-            self._runner = LoopRunner(task, queues, resolved.concurrency, self._uplink, self._loop)
+            self._runner = LoopRunner(task, queues, resolved.concurrency, self._uplink, loops.get_loop())
         else:
-            self._runner = BlockingRunner(task, queues, self._uplink, self._complete)
+            self._runner = BlockingRunner(task, queues, self._uplink, complete)
         self._uplink.send(json_frame(Kind.READY, resolved))
         death = self._runner.run(frames)
         if death is not None:
             return exit_code(death)
-        if self._loops is not None:
-            self._loops.close()
+        loops.close()
         return ExitCode.OK
 
-    def _load(self, spec: Spec) -> tuple[WorkerTask, Resolved] | ExitCode:
-        try:
-            task, resolved = prepare(spec, load_class(spec), os.getpid(), self._complete)
-        except TaskLoadError as error:
-            self._failed(str(error), "", configuration=True)
-        except MemoryError:
-            text = f"worker {spec.worker!r}: out of memory while the task was loaded; raise memory_limit"
-            self._failed(text, "", configuration=True)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - initialize() is the user's
-            text = f"worker {spec.worker!r}: initialize() failed: {type(error).__name__}: {error}"
-            self._failed(text, traceback.format_exc(), configuration=False)
-            return ExitCode.TEMPORARY
-        else:
-            if not spec.inline:
-                logs.adopt_stdlib_logging(spec.log_level)
-            return task, resolved
-        return ExitCode.CONFIGURATION
-
-    def _complete(self, awaitable: Awaitable[None]) -> None:
-        """Run what a coroutine function of the task has to do."""
-        self._loop.run_until_complete(awaitable)
-
-    @property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        """The loop for all of the task's coroutines: what ``initialize`` opens on it, callbacks use."""
-        if self._loops is None:
-            # Inline the signals of the process are the consumer's, and uvloop would take them.
-            self._loops = asyncio.Runner(loop_factory=asyncio.new_event_loop if self._inline else new_event_loop)
-        return self._loops.get_loop()
-
-    def _failed(self, text: str, trace: str, *, configuration: bool) -> None:
-        story = {"text": text, "traceback": trace, "configuration": configuration}
+    def _fail(self, text: str, trace: str = "", code: ExitCode = ExitCode.CONFIGURATION) -> int:
+        story = {"text": text, "traceback": trace, "configuration": code == ExitCode.CONFIGURATION}
         self._uplink.send(json_frame(Kind.FAILED, story))
+        return code
 
     def _log_context(self) -> Mapping[str, Any]:
         message = self._runner.message if self._runner is not None else None

@@ -7,9 +7,9 @@ import inspect
 import resource
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,7 +20,7 @@ from workerkit.retry import RetryPolicy
 from workerkit.task import WorkerTask
 from workerkit.task_settings import SETTING_NAMES, ResolvedSettings, TaskSettings
 from workerkit.worker import memory
-from workerkit.worker.execution import run_alone
+from workerkit.worker.execution import Complete
 
 CGROUP_SHARE = 0.9
 """Default memory limit of the executor as a share of the cgroup's: Python must see the end before the kernel does."""
@@ -57,7 +57,6 @@ class Resolved(_Resolved, frozen=True, kw_only=True):
     A single queue is in ``queues`` with a weight of 1.
     """
 
-    pid: int
     max_attempts: int
     delays: tuple[float, ...]
     asynchronous: bool = False
@@ -67,7 +66,7 @@ class Resolved(_Resolved, frozen=True, kw_only=True):
 
     def same_as(self, other: Resolved) -> bool:
         """Whether an executor that resolved these settings can take the place of one that resolved ``other``."""
-        return msgspec.structs.replace(self, pid=0, origins={}) == msgspec.structs.replace(other, pid=0, origins={})
+        return msgspec.structs.replace(self, origins={}) == msgspec.structs.replace(other, origins={})
 
 
 def load_class(spec: Spec) -> type[WorkerTask]:
@@ -82,14 +81,13 @@ def load_class(spec: Spec) -> type[WorkerTask]:
         sys.path.insert(0, spec.project_root)
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise TaskLoadError(
-                f"{where}: there is no module {error.name!r} under {spec.project_root} (the project root)"
-            ) from error
-        raise TaskLoadError(f"{where}: {_blame(error, module_name)}") from error
     except (Exception, SystemExit) as error:  # importing runs the user's code: anything can come out
-        raise TaskLoadError(f"{where}: {_blame(error, module_name)}") from error
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            why = f"there is no module {missing!r} under {spec.project_root} (the project root)"
+        else:
+            why = _blame(error, module_name)
+        raise TaskLoadError(f"{where}: {why}") from error
     found = getattr(module, class_name, None)
     if found is None:
         known = [name for name, value in vars(module).items() if _is_task(value)]
@@ -107,39 +105,15 @@ def check_class(cls: type[WorkerTask], where: str) -> None:
         raise TaskLoadError(f"{where}: {cls.__name__} does not implement callback(self, message)")
 
 
-def prepare(
-    spec: Spec, cls: type[WorkerTask], pid: int, complete: Callable[[Awaitable[None]], object] = run_alone
-) -> tuple[WorkerTask, Resolved]:
+def prepare(spec: Spec, cls: type[WorkerTask], complete: Complete) -> tuple[WorkerTask, Resolved]:
     """Make the task, apply its settings in their order of precedence and call ``initialize``.
 
-    Args:
-        spec: what the worker is.
-        cls: of the task.
-        pid: of the process that is going to run it.
-        complete: runs ``initialize`` to its end when that is a coroutine function.
+    ``complete`` runs it when it is a coroutine function.
 
     Raises:
         TaskLoadError: a setting has a value that cannot be used.
         Exception: whatever ``initialize`` raises.
     """
-    draft = configure(spec, cls)
-    result = draft.task.initialize()
-    if inspect.isawaitable(result):
-        complete(result)
-    return draft.task, settle_settings(spec, draft, pid)
-
-
-class Draft(NamedTuple):
-    """A task that is about to be initialized."""
-
-    task: WorkerTask
-    origins: dict[str, str]
-    configured: dict[str, Any]
-    """The value of each setting before ``initialize``."""
-
-
-def configure(spec: Spec, cls: type[WorkerTask]) -> Draft:
-    """Make the task, with what the configuration says. Raises TaskLoadError when the memory limit cannot work."""
     task = cls()
     origins = {
         name: "class" if getattr(cls, name) != getattr(WorkerTask, name) else "default" for name in SETTING_NAMES
@@ -147,20 +121,17 @@ def configure(spec: Spec, cls: type[WorkerTask]) -> Draft:
     _apply(task, spec.config, "configuration", origins)
     if not spec.inline:
         _limit_memory(task, spec.worker)
-    configured = {name: getattr(task, name) for name in SETTING_NAMES}
-    return Draft(task, origins, configured | {"queues": dict(task.queues)})
-
-
-def settle_settings(spec: Spec, draft: Draft, pid: int) -> Resolved:
-    """What counts after ``initialize``, the command line included. Raises TaskLoadError when it cannot be used."""
-    task, origins, configured = draft
-    changed = {name for name in SETTING_NAMES if getattr(task, name) != configured[name]}
+    before = {name: getattr(task, name) for name in SETTING_NAMES} | {"queues": dict(task.queues)}
+    result = task.initialize()
+    if inspect.isawaitable(result):
+        complete(result)
+    changed = {name for name in SETTING_NAMES if getattr(task, name) != before[name]}
     origins |= dict.fromkeys(changed, "initialize()")
     _keep_one_way_to_name_queues(task, changed, origins)
     _apply(task, spec.overrides, "command line", origins)
-    if not spec.inline and task.memory_limit != configured["memory_limit"]:
+    if not spec.inline and task.memory_limit != before["memory_limit"]:
         _limit_memory(task, spec.worker)
-    return _resolve(spec, task, origins, pid)
+    return task, _resolve(spec, task, origins)
 
 
 def _apply(task: WorkerTask, values: dict[str, Any], origin: str, origins: dict[str, str]) -> None:
@@ -182,7 +153,7 @@ def _keep_one_way_to_name_queues(task: WorkerTask, given: Container[str], origin
         task.queue, origins["queue"] = None, "default"
 
 
-def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) -> Resolved:
+def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str]) -> Resolved:
     where = f"worker {spec.worker!r}"
     for name, tp, _ in settings_of(TaskSettings):
         try:
@@ -204,7 +175,7 @@ def _resolve(spec: Spec, task: WorkerTask, origins: dict[str, str], pid: int) ->
         raise TaskLoadError(f"{where}: payload_type is nothing that msgspec decodes into: {error}") from None
     values = {setting.name: getattr(task, setting.name) for setting in settings_of(ResolvedSettings)}
     values |= {"queues": queues, "max_attempts": task.retry.max_attempts, "delays": task.retry.delays}
-    values |= {"pid": pid, "asynchronous": asynchronous, "origins": origins}
+    values |= {"asynchronous": asynchronous, "origins": origins}
     try:
         return msgspec.convert(values, Resolved)
     except msgspec.ValidationError as error:  # inside of the retry policy
@@ -221,8 +192,7 @@ def _limit_memory(task: WorkerTask, worker: str) -> None:
         limit = task.memory_limit = int(whole * CGROUP_SHARE)
     if not isinstance(limit, int):
         raise TaskLoadError(f"worker {worker!r}: memory_limit must be a whole number of bytes, not {limit!r}")
-    used = _data_memory()
-    needed = used + task.spare_memory_multiplier * 1024 * 1024
+    needed = _data_memory() + task.spare_memory_multiplier * 1024 * 1024
     if limit <= needed:
         raise TaskLoadError(
             f"worker {worker!r}: memory_limit of {limit >> 20} MiB is too small: the task's modules and its spare "

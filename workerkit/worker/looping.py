@@ -10,18 +10,17 @@ import os
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from contextvars import Context, ContextVar, copy_context
+from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 from workerkit.errors import ExitCode
-from workerkit.message import Incoming, MessageAdapter
+from workerkit.message import MessageAdapter
 from workerkit.payload import body_decoder
-from workerkit.settlement import RELEASE, Cause, Outcome
+from workerkit.settlement import Cause, Outcome
 from workerkit.task import WorkerTask
-from workerkit.worker.coroutines import end_by, execute
-from workerkit.worker.execution import exit_cause
+from workerkit.worker.execution import end_by_async, execute_async, exit_cause
 from workerkit.worker.link import Dying, Frame, Kind, dying_frame, unpack_aftermath, unpack_delivery, unpack_seq
-from workerkit.worker.page import Phase
 from workerkit.worker.steps import Steps, Turn
 from workerkit.worker.uplink import Uplink, exit_code
 
@@ -45,12 +44,7 @@ class LoopRunner:
     When one callback ends the interpreter, all others stand still from that moment on: none of their code runs any
     more, neither while ``shutdown`` does nor when the interpreter is taken apart.
 
-    Args:
-        task: whose callback to run.
-        queues: the worker's, in the order in which deliveries name them.
-        concurrency: how many callbacks run at once.
-        uplink: where messages come from.
-        loop: what to run them on.
+    ``queues`` are the worker's, in the order in which deliveries name them; ``concurrency`` callbacks run at once.
     """
 
     def __init__(
@@ -67,7 +61,7 @@ class LoopRunner:
         self._uplink = uplink
         self._loop = loop
         self._decode = body_decoder(task.payload_type)
-        self._context = Context()
+        self._context = copy_context()
         self._waiting: deque[Frame] = deque()
         self._running: dict[int, Turn] = {}
         self._in_aftermath = False
@@ -75,7 +69,6 @@ class LoopRunner:
         self._dying: Cause | None = None
         self._death: Cause | None = None
         self._error: BaseException | None = None
-        self._culprit: Turn | None = None
 
     @property
     def message(self) -> MessageAdapter | None:
@@ -91,7 +84,6 @@ class LoopRunner:
             MemoryError: outside of any callback.
         """
         loop = self._loop
-        self._context = copy_context()
         self._uplink.wake_from(loop)
         loop.set_task_factory(self._new_task)
         loop.add_reader(self._uplink.fileno(), self._on_readable)
@@ -144,7 +136,7 @@ class LoopRunner:
                 return
             waiting.popleft()
             if kind == Kind.DELIVER:
-                self._start(*unpack_delivery(data, start, end, self._queues))
+                self._start(data, start, end)
             elif kind == Kind.AFTERMATH:
                 self._start_aftermath(data[start:end])
             elif kind == Kind.STOP:
@@ -152,44 +144,26 @@ class LoopRunner:
                 self._loop.stop()
                 return
 
-    def _start(self, seq: int, slot: int, incoming: Incoming) -> None:
-        page = self._uplink.page
-        if page.is_void(slot, seq):
-            page.end(slot, seq)  # its slot is free again
+    def _start(self, data: bytes, start: int, end: int) -> None:
+        seq, slot, incoming = unpack_delivery(data, start, end, self._queues)
+        turn = Turn(self._uplink, slot, seq)
+        if not turn.begin():
             return
-        now = time.monotonic_ns()
-        turn = Turn(self._uplink, slot, seq, now)
-        page.begin(slot, seq, Phase.CALLBACK, now)  # before the second look, as in BlockingRunner
-        if page.is_void(slot, seq):
-            page.end(slot, seq)
-            turn.settle(RELEASE)
-            return
-        message = MessageAdapter(incoming, turn, self._decode)
-
-        def dying(cause: Cause) -> None:
-            self._die(turn, cause)
-            turn.frozen = False
-
-        self._begin(turn, message, execute(self._task, message, dying, lambda: turn.cancelled))
+        turn.message = message = MessageAdapter(incoming, turn, self._decode)
+        self._begin(turn, execute_async(self._task, message, partial(self._die, turn), lambda: turn.cancelled))
 
     def _start_aftermath(self, payload: bytes) -> None:
         seq, slot, incoming, aftermath = unpack_aftermath(payload, self._queues)
-        now = time.monotonic_ns()
-        turn = Turn(self._uplink, slot, seq, now)
-        self._uplink.page.begin(slot, seq, Phase.SHUTDOWN, now)
+        turn = Turn(self._uplink, slot, seq)
+        turn.begin_shutdown()
         outcome = None if aftermath.settled is None else Outcome(aftermath.settled)
-        message = MessageAdapter(incoming, turn, self._decode, outcome)
+        turn.message = message = MessageAdapter(incoming, turn, self._decode, outcome)
         self._in_aftermath = True
+        self._begin(turn, end_by_async(self._task, message, aftermath.cause))
 
-        async def end() -> None:
-            await end_by(self._task, message, aftermath.cause)
-
-        self._begin(turn, message, end())
-
-    def _begin(self, turn: Turn, message: MessageAdapter, execution: Coroutine[Any, Any, Cause | None]) -> None:
-        turn.message = message
+    def _begin(self, turn: Turn, execution: Coroutine[Any, Any, Cause | None]) -> None:
         self._running[turn.seq] = turn
-        work = Steps(self._work(turn, execution), turn, self._blame)
+        work = Steps(self._work(turn, execution), turn)
         # In a context of its own: this may be called from the task of a message that is over.
         turn.task = asyncio.Task(work, loop=self._loop, name=f"delivery-{turn.seq}", context=self._context.copy())
 
@@ -217,7 +191,7 @@ class LoopRunner:
         context = options.get("context")
         turn = _turn.get() if context is None else context.get(_turn)
         if turn is not None and asyncio.iscoroutine(coroutine):
-            coroutine = Steps(coroutine, turn, self._blame)
+            coroutine = Steps(coroutine, turn)
         return asyncio.Task(coroutine, loop=loop, **options)
 
     def _beat(self) -> None:
@@ -232,43 +206,38 @@ class LoopRunner:
 
     # ---- the end
 
-    def _blame(self, turn: Turn) -> None:
-        """A task of this message's ends the interpreter, other than by an exception out of its callback."""
-        self._culprit = turn
-
     def _die_outside(self, error: BaseException) -> None:
         """The interpreter ends by what no callback raised itself: a task that one has started, or a signal."""
         if self._uplink.forked:
             os._exit(exit_code(exit_cause(error)))
         self._task.shutdown_helper.release()
-        turn = self._culprit
-        if turn is None or turn.message is None or turn.seq not in self._running:
-            self._death = self._dying or exit_cause(error)
+        self._death = cause = self._dying or exit_cause(error)
+        turn = next((turn for turn in self._running.values() if turn.exits), None)
+        if turn is None:
             if self._dying is None:
-                self._uplink.send(dying_frame(Dying(self._death)))
+                self._uplink.send(dying_frame(Dying(cause)))
             return
-        message = turn.message
         if self._dying is None:
-            self._die(turn, cause := exit_cause(error))
-            successor = Turn(self._uplink, turn.slot, turn.seq, time.monotonic_ns())
-            successor.message = message
+            self._die(turn, cause)
+            turn.frozen = True
+            successor = Turn(self._uplink, turn.slot, turn.seq)  # whose tasks are not
+            successor.message = turn.message
 
             async def end() -> None:
-                _turn.set(successor)  # whose tasks are not frozen
-                await end_by(self._task, message, cause)
+                _turn.set(successor)
+                await end_by_async(self._task, successor.message, cause)
 
             with contextlib.suppress(BaseException):
                 self._loop.run_until_complete(end())
-        self._death = self._dying
-        if not message.settled:  # shutdown() has ended the interpreter once more, from a task that it started
-            message.nack()
+        if not turn.message.settled:  # shutdown() has ended the interpreter once more, from a task that it started
+            turn.message.nack()
 
     def _die(self, turn: Turn, cause: Cause) -> None:
-        """From here on nothing is started, and what runs stands still."""
-        turn.enter_shutdown(cause)
+        """From here on nothing is started, and all others stand still."""
+        turn.die(cause)
         self._dying = cause
         for other in self._running.values():
-            other.frozen = True
+            other.frozen = other is not turn
 
     def _abandon(self) -> None:
         """Keep what stands still for ever: taking it apart would run its ``finally`` blocks."""

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from workerkit.errors import ExitCode
 from workerkit.message import MessageAdapter
 from workerkit.payload import body_decoder
-from workerkit.settlement import RELEASE, Cause, Outcome
+from workerkit.settlement import Cause, Outcome
 from workerkit.task import WorkerTask
 from workerkit.worker import logs
-from workerkit.worker.execution import end_by, execute
+from workerkit.worker.execution import Complete, end_by, execute
 from workerkit.worker.link import Frame, Kind, unpack_aftermath, unpack_delivery
-from workerkit.worker.page import Phase
 from workerkit.worker.uplink import LinkHandle, Uplink
 
-_CALLBACK = int(Phase.CALLBACK)  # a plain number: an enum costs a tenth of a microsecond per message
+_DELIVER = int(Kind.DELIVER)  # a plain number: an enum costs a tenth of a microsecond per message
 
 
 class BlockingRunner:
     """Runs a callback that is a plain function: takes the frames in their order, one message at a time.
 
-    Args:
-        task: whose callback to run.
-        queues: the worker's, in the order in which deliveries name them.
-        uplink: where messages come from.
-        complete: runs ``shutdown`` to its end when that is a coroutine function.
+    ``queues`` are the worker's, in the order in which deliveries name them; ``complete`` is for a ``shutdown`` that is
+    a coroutine function.
     """
 
-    def __init__(
-        self,
-        task: WorkerTask,
-        queues: Sequence[str],
-        uplink: Uplink,
-        complete: Callable[[Awaitable[None]], object],
-    ) -> None:
+    def __init__(self, task: WorkerTask, queues: Sequence[str], uplink: Uplink, complete: Complete) -> None:
         self._task = task
         self._queues = queues
         self._uplink = uplink
@@ -49,7 +38,7 @@ class BlockingRunner:
         """Work on these frames, and on what comes after them, until STOP. Returns what this process must die of."""
         while True:
             for kind, data, start, end in frames:
-                if kind == Kind.DELIVER:
+                if kind == _DELIVER:
                     death = self.deliver(data, start, end)
                     if death is not None:
                         return death
@@ -63,37 +52,25 @@ class BlockingRunner:
         """Run one delivery, given as a part of these bytes. Returns what this process must die of."""
         seq, slot, incoming = unpack_delivery(data, start, end, self._queues)
         uplink = self._uplink
-        page = uplink.page
-        if page.is_void(slot, seq):
-            page.end(slot, seq)  # its slot is free again
-            return None
-        now = time.monotonic_ns()
-        handle = LinkHandle(uplink, slot, seq, now)
-        # First say "I run it", then ask whether it is still ours: the consumer voids it first and looks afterwards
-        # whether it has begun, so at least one of the two sees the other.
-        page.begin(slot, seq, _CALLBACK, now)
-        if page.is_void(slot, seq):
-            page.end(slot, seq)
-            handle.settle(RELEASE)  # voided in just this moment: the consumer may take it for started
+        handle = LinkHandle(uplink, slot, seq)
+        if not handle.begin():
             return None
         self.message = message = MessageAdapter(incoming, handle, self._decode)
-        death = execute(self._task, message, handle.enter_shutdown, self._complete)
+        death = execute(self._task, message, handle.die, self._complete)
         if uplink.forked:
             os._exit(ExitCode.OK)  # a child of the callback came back from it: the next message is not its business
         self.message = None
-        page.end(slot, seq)
+        uplink.page.end(slot, seq)
         logs.clear_context()
         return death
 
     def _aftermath(self, payload: bytes) -> None:
         """Run ``shutdown`` for a message that ran when the executor before this one died."""
         seq, slot, incoming, aftermath = unpack_aftermath(payload, self._queues)
-        now = time.monotonic_ns()
-        page = self._uplink.page
-        page.begin(slot, seq, Phase.SHUTDOWN, now)
+        handle = LinkHandle(self._uplink, slot, seq)
+        handle.begin_shutdown()
         outcome = None if aftermath.settled is None else Outcome(aftermath.settled)
-        handle = LinkHandle(self._uplink, slot, seq, now)
         self.message = MessageAdapter(incoming, handle, self._decode, outcome)
         end_by(self._task, self.message, aftermath.cause, self._complete)
         self.message = None
-        page.end(slot, seq)
+        self._uplink.page.end(slot, seq)

@@ -15,36 +15,29 @@ from workerkit.worker.uplink import LinkHandle, Uplink
 class Turn(LinkHandle):
     """One message whose callback is a coroutine, with what its end depends on."""
 
-    __slots__ = ("cancelled", "frozen", "message", "task")
+    __slots__ = ("cancelled", "exits", "frozen", "message", "task")
 
-    def __init__(self, uplink: Uplink, slot: int, seq: int, started_ns: int) -> None:
-        super().__init__(uplink, slot, seq, started_ns)
-        self.message: MessageAdapter | None = None
+    def __init__(self, uplink: Uplink, slot: int, seq: int) -> None:
+        super().__init__(uplink, slot, seq)
+        self.message: MessageAdapter
         self.task: Task[None] | None = None
         self.cancelled = False
         """The consumer wants it to end."""
         self.frozen = False
         """None of its code may run any more: another one's is ending the interpreter."""
+        self.exits = False
+        """One of its tasks ends the interpreter, other than by an exception out of its callback."""
 
 
 class Steps(Coroutine[Any, Any, Any]):
-    """A coroutine of one message. The page says whose step runs, so a step that never ends can be named from outside.
+    """A coroutine of one message. The page says whose step runs, so one that never ends can be named from outside."""
 
-    Args:
-        coroutine: what to run.
-        turn: the message that it belongs to.
-        blame: told of the message when a step ends the interpreter.
-    """
+    __slots__ = ("_coroutine", "_send", "_turn")
 
-    __slots__ = ("_blame", "_coroutine", "_page", "_send", "_turn", "_uplink")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], turn: Turn, blame: Callable[[Turn], None]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], turn: Turn) -> None:
         self._coroutine = coroutine
         self._send = coroutine.send
         self._turn = turn
-        self._blame = blame
-        self._uplink = turn.uplink
-        self._page = turn.uplink.page
 
     def send(self, value: Any) -> Any:
         """One step."""
@@ -57,17 +50,19 @@ class Steps(Coroutine[Any, Any, Any]):
     def _step(self, resume: Callable[..., Any], *how: Any) -> Any:
         turn = self._turn
         if turn.frozen:
-            return _stand_still()
-        self._page.step(turn.seq)
+            # What a coroutine gives to its task that waits for something that will never happen.
+            return next(get_running_loop().create_future().__await__())
+        uplink = turn.uplink
+        uplink.page.step(turn.seq)
         try:
             return resume(*how)
         except (SystemExit, KeyboardInterrupt):
-            self._blame(turn)
+            turn.exits = True
             raise
         finally:
-            if self._uplink.forked:
+            if uplink.forked:
                 os._exit(ExitCode.OK)  # a child that the step forked: the loop and the page are not its own
-            self._page.step(0)
+            uplink.page.step(0)
 
     def close(self) -> None:
         """Throw it away."""
@@ -78,8 +73,3 @@ class Steps(Coroutine[Any, Any, Any]):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._coroutine, name)  # what debuggers and stack dumps look at: cr_frame, __qualname__ …
-
-
-def _stand_still() -> Any:
-    """What a coroutine gives to its task that waits for something that will never happen."""
-    return next(get_running_loop().create_future().__await__())

@@ -30,7 +30,6 @@ def test_what_is_published_goes_with_the_acknowledgement(make_message, sent: lis
         ("", "next", b'{"path":"a.png"}', 10.0),
         ("images", "resized.png", b"raw", None),
     ]
-    assert message.outcome == outcome
 
 
 def test_auto_ack_publishes_too(make_message, sent: list[Outcome]) -> None:

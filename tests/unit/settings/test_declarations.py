@@ -25,7 +25,7 @@ def test_a_setting_has_the_same_default_everywhere(setting):
     assert getattr(WorkerTask, setting.name) == setting.default
     assert getattr(WorkerSettings(task="a:B"), setting.name) == setting.default
     if setting in settings_of(ResolvedSettings):
-        assert getattr(Resolved(pid=1, max_attempts=1, delays=(1.0,), origins={}), setting.name) == setting.default
+        assert getattr(Resolved(max_attempts=1, delays=(1.0,), origins={}), setting.name) == setting.default
 
 
 def test_a_younger_setting_says_since_when():

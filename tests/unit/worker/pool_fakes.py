@@ -31,7 +31,7 @@ from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.page import Page, Phase
 from workerkit.worker.pool import Pool
 
-RESOLVED = Resolved(pid=1, queues={"jobs": 1}, prefetch_count=10, max_attempts=5, delays=(5.0,), origins={})
+RESOLVED = Resolved(queues={"jobs": 1}, prefetch_count=10, max_attempts=5, delays=(5.0,), origins={})
 ASYNC = {"asynchronous": True, "concurrency": 5}
 KILLED = Exit(code=None, signal=9)
 STOPPED = Exit(code=0, signal=None)

@@ -12,8 +12,7 @@ from workerkit.message import Incoming
 from workerkit.payload import body_decoder
 from workerkit.properties import encode
 from workerkit.settlement import ACK, Outcome, Verb
-from workerkit.worker import execution
-from workerkit.worker.coroutines import execute
+from workerkit.worker.execution import CANCELLED, execute, execute_async
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def no_death(_cause: Cause) -> None:
 
 
 async def cancelled(task: WorkerTask, message: MessageAdapter, *, by_the_worker: bool) -> Cause | None:
-    execution = asyncio.ensure_future(execute(task, message, no_death, lambda: by_the_worker))
+    execution = asyncio.ensure_future(execute_async(task, message, no_death, lambda: by_the_worker))
     await asyncio.sleep(0)
     execution.cancel()
     return await execution
@@ -61,7 +60,7 @@ async def test_cancelled_by_the_worker_it_has_timed_out(message: MessageAdapter,
     (outcome,) = sent
     assert outcome.verb is Verb.NACK
     assert outcome.cause is not None
-    assert (outcome.cause.reason, outcome.cause.message) == (Reason.TIMEOUT, execution.CANCELLED)
+    assert (outcome.cause.reason, outcome.cause.message) == (Reason.TIMEOUT, CANCELLED)
     assert outcome.cause.exception == ""
     assert "await asyncio.Event().wait()" in outcome.cause.traceback
 
@@ -89,12 +88,12 @@ async def test_a_cancellation_after_the_verb_changes_nothing_and_is_logged(
 async def test_what_is_thrown_away_settles_nothing(message: MessageAdapter, sent: list[Outcome]) -> None:
     """An event loop that is closed under a callback is not the death of its message."""
     task = Waits()
-    execution = execute(task, message, no_death)
+    execution = execute_async(task, message, no_death, lambda: False)
     execution.send(None)
-    assert task.shutdown_helper.armed
+    assert task.shutdown_helper.messages
     execution.close()
     assert sent == []
-    assert not task.shutdown_helper.armed
+    assert not task.shutdown_helper.messages
 
 
 async def test_several_callbacks_are_armed_at_once(sent: list[Outcome]) -> None:
@@ -104,7 +103,7 @@ async def test_several_callbacks_are_armed_at_once(sent: list[Outcome]) -> None:
         MessageAdapter(Incoming("jobs", "", "jobs", False, 1, b"\0\0", b""), RecordingHandle(sent), body_decoder())
         for _ in range(3)
     ]
-    executions = [asyncio.ensure_future(execute(task, message, no_death, lambda: True)) for message in messages]
+    executions = [asyncio.ensure_future(execute_async(task, message, no_death, lambda: True)) for message in messages]
     await asyncio.sleep(0)
     assert list(task.shutdown_helper.messages) == messages
     executions[1].cancel()
@@ -113,7 +112,7 @@ async def test_several_callbacks_are_armed_at_once(sent: list[Outcome]) -> None:
     for one in executions:
         one.cancel()
     await asyncio.gather(*executions)
-    assert not task.shutdown_helper.armed
+    assert not task.shutdown_helper.messages
 
 
 def test_a_shutdown_that_is_a_coroutine_runs_after_a_plain_callback(
@@ -129,5 +128,5 @@ def test_a_shutdown_that_is_a_coroutine_runs_after_a_plain_callback(
             await asyncio.sleep(0)
             message.reject("gone")
 
-    assert execution.execute(Task(), message, lambda _: None) is not None
+    assert execute(Task(), message, lambda _: None, asyncio.run) is not None
     assert [outcome.verb for outcome in sent] == [Verb.REJECT]

@@ -26,8 +26,7 @@ from workerkit.message import Incoming
 from workerkit.payload import body_decoder
 from workerkit.properties import encode
 from workerkit.settlement import ACK, Outcome, Verb
-from workerkit.worker import coroutines
-from workerkit.worker.execution import MAX_TEXT, MAX_TRACEBACK, end_by, execute
+from workerkit.worker.execution import MAX_TEXT, MAX_TRACEBACK, end_by, end_by_async, execute, execute_async
 from workerkit.worker.link import Dying, FrameReader, dying_frame, unpack_dying
 
 
@@ -71,13 +70,14 @@ class Scene:
     def run(self, task: WorkerTask, dying: Callable[[Cause], None] | None = None) -> Cause | None:
         dying = dying or self.dying.append
         if self._coroutines:
-            return asyncio.run(coroutines.execute(as_coroutine(task), self.message, dying))
-        return execute(task, self.message, dying)
+            return asyncio.run(execute_async(as_coroutine(task), self.message, dying, lambda: False))
+        return execute(task, self.message, dying, asyncio.run)
 
-    def end_by(self, task: WorkerTask, cause: Cause) -> Cause:
+    def end_by(self, task: WorkerTask, cause: Cause) -> None:
         if self._coroutines:
-            return asyncio.run(coroutines.end_by(as_coroutine(task), self.message, cause))
-        return end_by(task, self.message, cause)
+            asyncio.run(end_by_async(as_coroutine(task), self.message, cause))
+        else:
+            end_by(task, self.message, cause, asyncio.run)
 
     @property
     def cause(self) -> Cause:
@@ -119,11 +119,11 @@ def logs() -> Any:
 def test_a_callback_that_acknowledges_is_done(scene: Scene) -> None:
     """The usual way; the helper is armed during the callback and disarmed after it."""
     armed = []
-    worker = task(lambda message: (armed.append(worker.shutdown_helper.message), message.ack()))
+    worker = task(lambda message: (armed.extend(worker.shutdown_helper.messages), message.ack()))
     assert scene.run(worker) is None
     assert scene.sent == [ACK]
     assert armed == [scene.message]
-    assert not worker.shutdown_helper.armed
+    assert not worker.shutdown_helper.messages
 
 
 class Forgetful(WorkerTask):
@@ -255,7 +255,7 @@ def test_what_ends_the_interpreter_runs_shutdown_and_nacks(
     assert order == [reason.value, "shutdown"]
     assert scene.sent == [Outcome(Verb.NACK, cause=cause)]
     assert worker.shutdown_helper._reserve is None, "the spare memory was given back"
-    assert not worker.shutdown_helper.armed
+    assert not worker.shutdown_helper.messages
     assert re.search(rf"{re.escape(__file__)}:\d+ in callback", cause.traceback)
     assert sent_over_the_link(cause) == cause
 
@@ -310,7 +310,7 @@ def test_shutdown_settles_as_it_likes_and_by_nack_when_it_does_not(
     """An override decides; one that forgets has the message nacked for the death."""
     cause = Cause(Reason.SIGNAL, "killed by signal 9 (SIGKILL)", signal=9)
     worker = task(lambda _: None, shutdown=lambda self, message, cause: settle(message))
-    assert scene.end_by(worker, cause) is cause
+    scene.end_by(worker, cause)
     assert [outcome.verb for outcome in scene.sent] == [verb]
     if verb in (Verb.NACK, Verb.RETRY):
         assert scene.cause is cause

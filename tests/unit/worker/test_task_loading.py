@@ -1,5 +1,6 @@
 """From `module:Class` and settings to a task; and every way in which that fails, with the line to blame."""
 
+import asyncio
 import itertools
 import sys
 from collections.abc import Callable
@@ -110,11 +111,11 @@ def test_the_later_setting_wins() -> None:
             self.ttl = 60
 
     spec = make_spec(config={"prefetch_count": 20, "ttl": 30.0, "auto_ack": True}, overrides={"ttl": 90.0})
-    task, resolved = prepare(spec, Task, 1234)
+    task, resolved = prepare(spec, Task, asyncio.run)
     assert (task.queue, task.ttl) == ("from-initialize", 90.0)
     assert (resolved.ttl, resolved.prefetch_count, resolved.auto_ack) == (90.0, 20, True)
     assert resolved.queues == {"from-initialize": 1}
-    assert (resolved.max_attempts, resolved.delays, resolved.pid) == (9, (1.0,), 1234)
+    assert (resolved.max_attempts, resolved.delays) == (9, (1.0,))
     expected = {
         "queue": "initialize()",
         "prefetch_count": "configuration",
@@ -147,13 +148,13 @@ def test_several_queues_replace_the_one_of_what_has_less_to_say() -> None:
             self.queues["late"] = 3
 
     configured = {"queues": {"from-yaml": 7}}
-    assert prepare(make_spec(config=configured), Thumbnails, 1)[1].queues == {"from-yaml": 7}
-    assert prepare(make_spec(config=configured), One, 1)[1].queues == {"one": 1}
-    assert prepare(make_spec(config={"queue": "from-yaml"}), Several, 1)[1].queues == SEVERAL
-    assert prepare(make_spec(overrides={"queue": "given"}), Several, 1)[1].queues == {"given": 1}
-    resolved = prepare(make_spec(), Assigned, 1)[1]
+    assert prepare(make_spec(config=configured), Thumbnails, asyncio.run)[1].queues == {"from-yaml": 7}
+    assert prepare(make_spec(config=configured), One, asyncio.run)[1].queues == {"one": 1}
+    assert prepare(make_spec(config={"queue": "from-yaml"}), Several, asyncio.run)[1].queues == SEVERAL
+    assert prepare(make_spec(overrides={"queue": "given"}), Several, asyncio.run)[1].queues == {"given": 1}
+    resolved = prepare(make_spec(), Assigned, asyncio.run)[1]
     assert (resolved.queues, resolved.origins["queues"]) == ({"late": 3}, "initialize()")
-    assert prepare(make_spec(), Thumbnails, 1)[1].queues == {"from-class": 1}  # no task changes another's
+    assert prepare(make_spec(), Thumbnails, asyncio.run)[1].queues == {"from-class": 1}  # no task changes another's
 
 
 def test_more_than_one_callback_at_once_needs_a_coroutine() -> None:
@@ -164,24 +165,24 @@ def test_more_than_one_callback_at_once_needs_a_coroutine() -> None:
 
         async def callback(self, message: MessageAdapter) -> None: ...
 
-    resolved = prepare(make_spec(), Asynchronous, 1)[1]
+    resolved = prepare(make_spec(), Asynchronous, asyncio.run)[1]
     assert (resolved.concurrency, resolved.asynchronous) == (20, True)
-    assert not prepare(make_spec(), Thumbnails, 1)[1].asynchronous
+    assert not prepare(make_spec(), Thumbnails, asyncio.run)[1].asynchronous
     with pytest.raises(TaskLoadError, match="concurrency above 1 needs `async def callback"):
-        prepare(make_spec(config={"concurrency": 2}), Thumbnails, 1)
+        prepare(make_spec(config={"concurrency": 2}), Thumbnails, asyncio.run)
 
 
 def test_a_null_switches_a_limit_of_the_class_off() -> None:
     """The operator has the say."""
     limited = type("Limited", (Thumbnails,), {"ttl": 60.0})
-    _, resolved = prepare(make_spec(config={"ttl": None, "starve_after": None}), limited, 1)
+    _, resolved = prepare(make_spec(config={"ttl": None, "starve_after": None}), limited, asyncio.run)
     assert (resolved.ttl, resolved.starve_after) == (None, None)
     assert resolved.origins["ttl"] == "configuration"
 
 
 def test_a_retry_policy_in_the_configuration_changes_what_it_names() -> None:
     """The rest of the class's policy stays."""
-    _, resolved = prepare(make_spec(config={"retry": {"delays": [2, 4]}}), Thumbnails, 1)
+    _, resolved = prepare(make_spec(config={"retry": {"delays": [2, 4]}}), Thumbnails, asyncio.run)
     assert (resolved.max_attempts, resolved.delays) == (9, (2.0, 4.0))
 
 
@@ -213,7 +214,7 @@ def test_a_setting_of_the_wrong_type_or_size_is_refused_before_the_first_message
 ) -> None:
     """With its name: it may come from the class, the YAML or initialize()."""
     with pytest.raises(TaskLoadError, match=f"worker 'w': {text}"):
-        prepare(make_spec(), type("Task", (Thumbnails,), attributes), 1)
+        prepare(make_spec(), type("Task", (Thumbnails,), attributes), asyncio.run)
 
 
 def test_what_initialize_raises_is_the_users() -> None:
@@ -224,7 +225,7 @@ def test_what_initialize_raises_is_the_users() -> None:
             raise ConnectionError("database")
 
     with pytest.raises(ConnectionError, match="database"):
-        prepare(make_spec(), Task, 1)
+        prepare(make_spec(), Task, asyncio.run)
 
 
 class Limits:
@@ -253,7 +254,7 @@ def test_the_memory_limit_is_the_tasks_or_nine_tenths_of_the_cgroups(
     """So Python sees the end as a MemoryError before the kernel kills; a hard limit cannot be raised."""
     limits = Limits(monkeypatch, cgroup=cgroup, hard=hard)
     config = {} if limit is None else {"memory_limit": limit}
-    _, resolved = prepare(make_spec(inline=False, config=config), Thumbnails, 1)
+    _, resolved = prepare(make_spec(inline=False, config=config), Thumbnails, asyncio.run)
     assert limits.set == expected
     assert resolved.memory_limit == (limit or (int(cgroup * 0.9) if cgroup else None))
 
@@ -266,7 +267,7 @@ def test_a_memory_limit_from_initialize_counts(monkeypatch: pytest.MonkeyPatch) 
         def initialize(self) -> None:
             self.memory_limit = 1 << 41
 
-    prepare(make_spec(inline=False), Task, 1)
+    prepare(make_spec(inline=False), Task, asyncio.run)
     assert limits.set == [(1 << 41, -1)]
 
 
@@ -281,12 +282,12 @@ def test_a_memory_limit_that_cannot_work_is_refused(limit: object, text: str, mo
     """An executor that has no room for one message would die for ever."""
     limits = Limits(monkeypatch)
     with pytest.raises(TaskLoadError, match=text):
-        prepare(make_spec(inline=False, config={"memory_limit": limit}), Thumbnails, 1)
+        prepare(make_spec(inline=False, config={"memory_limit": limit}), Thumbnails, asyncio.run)
     assert limits.set == []
 
 
 def test_inline_there_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be the debugger's own."""
     limits = Limits(monkeypatch)
-    prepare(make_spec(config={"memory_limit": 1 << 40}), Thumbnails, 1)
+    prepare(make_spec(config={"memory_limit": 1 << 40}), Thumbnails, asyncio.run)
     assert limits.set == []

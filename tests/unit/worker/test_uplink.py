@@ -51,9 +51,9 @@ def test_frames_of_several_threads_arrive_whole(blocking: bool, ends: tuple[Upli
 def test_an_acknowledgement_costs_no_frame_while_the_consumer_is_awake(ends: tuple[Uplink, socket.socket]) -> None:
     """The first one wakes it; what is more than an acknowledgement always comes by itself."""
     uplink, ours = ends
-    LinkHandle(uplink, 0, 1, 0).settle(ACK)
-    LinkHandle(uplink, 1, 2, 0).settle(ACK)
-    LinkHandle(uplink, 2, 3, 0).settle(RELEASE)
+    LinkHandle(uplink, 0, 1).settle(ACK)
+    LinkHandle(uplink, 1, 2).settle(ACK)
+    LinkHandle(uplink, 2, 3).settle(RELEASE)
     kinds = [kind for kind, *_ in FrameReader().feed(ours.recv(65536))]
     assert kinds == [Kind.WAKE, Kind.SETTLED]
 
@@ -64,8 +64,8 @@ def test_a_forked_child_says_nothing_but_its_log(ends: tuple[Uplink, socket.sock
     child = os.fork()
     if child == 0:
         uplink.send(frame(Kind.STOP))
-        LinkHandle(uplink, 0, 1, 0).settle(ACK)
-        LinkHandle(uplink, 1, 2, 0).settle(RELEASE)
+        LinkHandle(uplink, 0, 1).settle(ACK)
+        LinkHandle(uplink, 1, 2).settle(RELEASE)
         uplink.log(b"a line\n")
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -44,7 +44,7 @@ def ends() -> Iterator[tuple[Uplink, Consumer]]:
 
 
 def acknowledge(uplink: Uplink, seq: int) -> None:
-    LinkHandle(uplink, seq, seq, 0).settle(ACK)
+    LinkHandle(uplink, seq, seq).settle(ACK)
 
 
 def test_without_a_loop_each_acknowledgement_wakes_a_consumer_that_sleeps(ends: tuple[Uplink, Consumer]) -> None:
