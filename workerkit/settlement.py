@@ -17,8 +17,8 @@ MAX_DELAY = 49 * 86_400.0
 """Seconds. RabbitMQ refuses a TTL that does not fit 32 bits of milliseconds, which is 49.7 days."""
 
 
-def check_delay(delay: float) -> float:
-    """The delay as a plain float, for which a message can be made to wait. Raises ValueError.
+def check_delay(delay: float, what: str = "a delay") -> float:
+    """Seconds for which a message can be made to wait, as a plain float. Raises ValueError, whose text names ``what``.
 
     Plain, because it travels: a Decimal or a numpy number would be refused on the way.
     """
@@ -27,7 +27,7 @@ def check_delay(delay: float) -> float:
     except (TypeError, ValueError, OverflowError):
         seconds = -1.0
     if isinstance(delay, bool | str) or not 0 <= seconds <= MAX_DELAY:
-        raise ValueError(f"a retry delay is a number of seconds from 0 to {MAX_DELAY:.0f} (49 days), not {delay!r}")
+        raise ValueError(f"{what} is a number of seconds from 0 to {MAX_DELAY:.0f} (49 days), not {delay!r}")
     return seconds
 
 
