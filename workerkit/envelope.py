@@ -133,7 +133,7 @@ def replayed(raw_properties: bytes, *, drop: Drop = _keep_all) -> bytes:
 def _copy(message: Incoming, ours: _Headers, drop: Drop, limit: int) -> bytes:
     """The original's properties with our headers. A message whose headers cannot be copied is still not lost."""
     raw = message.raw_properties
-    add = {
+    add: dict[str, str | int] = {
         headers.ATTEMPT: message.attempt,
         headers.EXCHANGE: message.exchange,
         headers.ROUTING_KEY: message.routing_key,

@@ -34,16 +34,11 @@ def check_delay(delay: float, what: str = "a delay") -> float:
 class Verb(IntEnum):
     """What was decided about one delivery. The numbers travel over the link."""
 
-    ACK = 1
-    """Done."""
-    NACK = 2
-    """This attempt failed: retry policy, then dead letter."""
-    RETRY = 3
-    """As NACK, with a delay of its own."""
-    REJECT = 4
-    """Straight to the dead letters."""
-    RELEASE = 5
-    """Put it back; not an attempt."""
+    ACK = 1  # done
+    NACK = 2  # this attempt failed: retry policy, then dead letter
+    RETRY = 3  # as NACK, with a delay of its own
+    REJECT = 4  # straight to the dead letters
+    RELEASE = 5  # put it back; not an attempt
 
 
 class Reason(StrEnum):

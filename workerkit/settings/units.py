@@ -114,14 +114,12 @@ def as_written(tp: Any, value: Any) -> Any:
     """``value``, declared as ``tp``, as one would write it in the YAML: plain, durations and sizes with their units."""
     if isinstance(value, msgspec.Struct):
         return {field.name: as_written(field.type, getattr(value, field.name)) for field in fields(type(value))}
-    member = next((member for member in alternatives(tp) if declared.unit(member) or container(member)), None)
-    if member is None:
-        return value
+    items = next((item_type(member) for member in alternatives(tp) if container(member)), Any)
     if isinstance(value, dict):
-        return {key: as_written(item_type(member), item) for key, item in value.items()}
+        return {key: as_written(items, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_written(item_type(member), item) for item in value]
-    if isinstance(value, int | float) and (measure := declared.unit(member)):
+        return [as_written(items, item) for item in value]
+    if isinstance(value, int | float) and (measure := declared.unit(tp)):
         return format_duration(value) if measure == DURATION else format_size(int(value))
     return value
 
