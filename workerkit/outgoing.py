@@ -26,21 +26,13 @@ _TEXT_LIMIT = 255
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message to publish.
+    """A message to publish, encoded."""
 
-    Attributes:
-        exchange: name; empty for the default exchange, which routes by queue name.
-        routing_key: for the default exchange the name of the queue.
-        raw_properties: encoded AMQP properties.
-        body: as it goes over the wire.
-        delay: seconds until it comes to the queue; only through the default exchange.
-    """
-
-    exchange: str
+    exchange: str  # empty for the default exchange, which routes by the name of the queue
     routing_key: str
     raw_properties: bytes
     body: bytes
-    delay: float | None = None
+    delay: float | None = None  # seconds until it comes to the queue; only through the default exchange
 
 
 def compose(

@@ -88,19 +88,12 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One verb with its particulars.
-
-    Attributes:
-        verb: what was decided.
-        delay: seconds until the next attempt, for RETRY; None takes it from the policy.
-        cause: why, for everything but ACK and RELEASE.
-        publish: what is published with an ACK.
-    """
+    """One verb with its particulars."""
 
     verb: Verb
-    delay: float | None = None
-    cause: Cause | None = None
-    publish: tuple[Outgoing, ...] = ()
+    delay: float | None = None  # seconds until the next attempt, for RETRY; None takes it from the policy
+    cause: Cause | None = None  # for everything but ACK and RELEASE
+    publish: tuple[Outgoing, ...] = ()  # with an ACK
 
 
 ACK = Outcome(Verb.ACK)
@@ -116,21 +109,13 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """Bring the message back.
-
-    Attributes:
-        delay: seconds until it does.
-        attempt: the number of the attempt that it comes back as.
-        explicit: the delay was asked for by the task, not taken from the policy.
-        cause: why the attempt before failed.
-        alone: its next attempt must not share a process with another one: it has killed one when it ran alone.
-    """
+    """Bring the message back in ``delay`` seconds, as the attempt of that number."""
 
     delay: float
     attempt: int
-    explicit: bool
-    cause: Cause
-    alone: bool = False
+    explicit: bool  # the delay was asked for by the task, not taken from the policy
+    cause: Cause  # of the failure before
+    alone: bool = False  # it must not share a process with another one: it has killed one when it ran alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +127,10 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the message back; not an attempt.
+    """Give the message back; not an attempt."""
 
-    Attributes:
-        delay: seconds until it may be delivered again; 0 puts it back where it was.
-        releases: how often the task has released it, this time included; 0 when nobody has started it.
-    """
-
-    delay: float = 0.0
-    releases: int = 0
+    delay: float = 0.0  # seconds until it may be delivered again; 0 puts it back where it was
+    releases: int = 0  # how often the task has released it, this time included; 0 when nobody has started it
 
 
 Settlement = Acknowledge | RetryLater | DeadLetter | Release
