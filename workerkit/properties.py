@@ -57,8 +57,8 @@ class Properties:
 # Kinds: s a short string, t a table, B an octet, Q 64 bits.
 _KINDS = {"headers": "t", "delivery_mode": "B", "priority": "B", "timestamp": "Q"}
 _NUMBERS = {kind: struct.Struct(f">{kind}") for kind in "BQ"}
-_FLAGS = {name: 1 << bit for name, bit in zip(Properties.__slots__, range(15, 1, -1), strict=True)}
-_FIELDS = [(name, flag, _KINDS.get(name, "s")) for name, flag in _FLAGS.items()]
+_NAMES = tuple(Properties.__slots__)
+_FIELDS = [(name, 1 << bit, _KINDS.get(name, "s")) for name, bit in zip(_NAMES, range(15, 1, -1), strict=True)]
 
 
 def decode(raw: bytes) -> Properties:
@@ -105,7 +105,7 @@ def decode_ids(raw: bytes) -> tuple[str | None, str | None]:
         ValueError: the bytes are cut off, as far as they are read.
     """
     message_id = correlation_id = None
-    for name, _, start, end in _fields(raw, "message_id"):
+    for name, _, start, end in _fields(raw, "correlation_id", "message_id"):
         if name == "message_id":
             message_id = _text(raw[start + 1 : end])
         elif name == "correlation_id":
@@ -171,19 +171,22 @@ def rewrite(
 
 
 @cache
-def _present(flags: int, last: str) -> list[tuple[str, str]]:
-    """Name and kind of the properties that are there, none beyond ``last``."""
+def _present(flags: int, wanted: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name and kind of the properties that are there, up to the last of those that are wanted."""
     if flags & 1:
         raise ValueError("message properties use a second flag word, which AMQP 0-9-1 does not define")
-    return [(name, kind) for name, flag, kind in _FIELDS if flags & flag and flag >= _FLAGS[last]]
+    present = [(name, kind) for name, flag, kind in _FIELDS if flags & flag]
+    while present and present[-1][0] not in wanted:
+        present.pop()
+    return present
 
 
-def _fields(raw: bytes, last: str = "cluster_id") -> list[tuple[str, str, int, int]]:
-    """Name and kind of each property that is there, none beyond ``last``, and where it starts and ends."""
+def _fields(raw: bytes, *wanted: str) -> list[tuple[str, str, int, int]]:
+    """Name and kind of each property that is there, up to the last wanted one, and where it starts and ends."""
     found = []
     try:
         offset = 2
-        for name, kind in _present(_U16.unpack_from(raw)[0], last):
+        for name, kind in _present(_U16.unpack_from(raw)[0], wanted or _NAMES):
             if kind == "s":
                 end = offset + 1 + raw[offset]
             elif kind == "t":
