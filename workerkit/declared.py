@@ -17,11 +17,11 @@ from msgspec.structs import FieldInfo
 DURATION: Final = "duration"
 SIZE: Final = "size"
 
-Duration = Annotated[float, Meta(ge=0, extra={"unit": DURATION})]
+Duration = Annotated[float, Meta(ge=0, extra_json_schema={"unit": DURATION})]
 """Seconds. Written with a unit (``500ms``, ``30s``, ``5m``, ``1h``, ``2d``); a bare number is seconds."""
-Period = Annotated[float, Meta(gt=0, extra={"unit": DURATION})]
+Period = Annotated[float, Meta(gt=0, extra_json_schema={"unit": DURATION})]
 """A duration that is not zero."""
-Size = Annotated[int, Meta(gt=0, extra={"unit": SIZE})]
+Size = Annotated[int, Meta(gt=0, extra_json_schema={"unit": SIZE})]
 """Bytes. Written with a unit (``512MiB``, ``1GiB``, ``64KiB``, ``100MB``); a bare number is bytes."""
 Count = Annotated[int, Meta(ge=1)]
 
@@ -67,19 +67,18 @@ def bare(tp: Any) -> Any:
 
 
 def constraints(tp: Any) -> Meta:
-    """The ``Meta`` of ``tp``; an empty one when it has none."""
+    """The ``Meta`` of ``tp``, or of the one alternative that has one; else an empty one."""
     return next((item for item in _metadata(tp) if isinstance(item, Meta)), Meta())
 
 
 def unit(tp: Any) -> str | None:
-    """``DURATION`` or ``SIZE`` for a number that is written with a unit."""
-    return (constraints(tp).extra or {}).get("unit")
+    """``DURATION`` or ``SIZE`` when ``tp``, or an alternative, is a number that is written with a unit."""
+    return (constraints(tp).extra_json_schema or {}).get("unit")
 
 
 def since(tp: Any) -> str:
     """The version in which a setting of this type came."""
-    marks = (item for member in alternatives(tp) for item in _metadata(member) if isinstance(item, Since))
-    return next(marks, Since(FIRST_VERSION)).version
+    return next((item for item in _metadata(tp) if isinstance(item, Since)), Since(FIRST_VERSION)).version
 
 
 @cache  # msgspec evaluates the annotations anew on each call, which costs more than the rest of loading
@@ -110,23 +109,9 @@ def describe(tp: Any, *, in_python: bool = False) -> str:
     return " or ".join([*words, "None"] if in_python and NoneType in alternatives(tp) else words)
 
 
-def describe_value(value: object) -> str:
-    """What stands there instead, by its kind. Texts and numbers are not repeated: they may be secrets."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, dict):
-        return "a mapping"
-    return "a list" if value else "an empty list"
-
-
-def _metadata(tp: Any) -> tuple[Any, ...]:
-    return get_args(tp)[1:] if get_origin(tp) is Annotated else ()
+def _metadata(tp: Any) -> list[Any]:
+    annotated = [member for member in alternatives(tp) if get_origin(member) is Annotated]
+    return [item for member in annotated for item in get_args(member)[1:]]
 
 
 def _describe_one(tp: Any, in_python: bool) -> str:

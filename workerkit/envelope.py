@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from workerkit import headers
 from workerkit.message import Incoming
@@ -32,6 +31,10 @@ _TRACEBACK_LIMIT = 32_000
 _STORY_LIMIT = 20_000
 """Bytes of all that a dead letter tells beside the traceback, at most: two texts and some names, at 4 per character."""
 _NO_PROPERTIES = b"\0\0"
+_FIRST = (headers.EXCHANGE, headers.ROUTING_KEY, headers.FIRST_FAILED_AT)
+"""What the first copy says for all that come after it. The copies themselves go straight to a queue."""
+_Headers = dict[str, str | int | None]
+"""None: this one is not written."""
 
 # Properties that a copy must not carry: an expiration would delete it from where it waits; a user_id that is not the
 # publishing connection's own is refused (https://www.rabbitmq.com/docs/validated-user-id).
@@ -58,13 +61,12 @@ def is_alone(raw_properties: bytes) -> bool:
     return header_number(raw_properties, headers.ALONE) > 0
 
 
-def keep_all(_name: str) -> bool:
-    """The ``drop`` of a broker that adds no headers."""
+def _keep_all(_name: str) -> bool:
     return False
 
 
 def retry_copy(
-    message: Incoming, later: RetryLater, *, losses: int = 0, drop: Drop = keep_all, limit: int = LIMIT
+    message: Incoming, later: RetryLater, *, losses: int = 0, drop: Drop = _keep_all, limit: int = LIMIT
 ) -> bytes:
     """Properties of the copy that comes back as the next attempt.
 
@@ -75,59 +77,45 @@ def retry_copy(
         drop: headers that the copy must not carry.
         limit: bytes for all properties; headers that do not fit are left out, ours excepted.
     """
-    known = _known_headers(message)
-    add: dict[str, str | int] = {
+    ours: _Headers = {
         headers.ATTEMPT: later.attempt,
-        headers.FIRST_FAILED_AT: _first_failed(known),
-        **_provenance(message, known),
-        **_losses(losses),
+        headers.FIRST_FAILED_AT: timestamp(),
+        headers.ALONE: int(later.alone) or None,
+        headers.LOSSES: losses or None,
     }
-    if later.alone:
-        add[headers.ALONE] = 1
-    return _copy(message.raw_properties, add, drop, limit)
+    return _copy(message, ours, drop, limit)
 
 
 def released_copy(
-    message: Incoming, release: Release, *, losses: int = 0, drop: Drop = keep_all, limit: int = LIMIT
+    message: Incoming, release: Release, *, losses: int = 0, drop: Drop = _keep_all, limit: int = LIMIT
 ) -> bytes:
-    """Properties of the copy of a released message: the same attempt. Arguments as for ``retry_copy``."""
-    return _copy_of_attempt(message, {headers.RELEASES: release.releases, **_losses(losses)}, drop, limit)
+    """Properties of the copy of a message that is put back: the same attempt. Arguments as for ``retry_copy``."""
+    ours: _Headers = {headers.RELEASES: release.releases or None, headers.LOSSES: losses or None}
+    return _copy(message, ours, drop, limit)
 
 
-def renewed(message: Incoming, losses: int, *, drop: Drop = keep_all, limit: int = LIMIT) -> bytes:
-    """Properties of the same message put back by a copy: the same attempt, but the broker's count begins anew."""
-    return _copy_of_attempt(message, _losses(losses), drop, limit)
-
-
-def dead_letter(message: Incoming, cause: Cause, worker: str, *, drop: Drop = keep_all, limit: int = LIMIT) -> bytes:
+def dead_letter(message: Incoming, cause: Cause, worker: str, *, drop: Drop = _keep_all, limit: int = LIMIT) -> bytes:
     """Properties of the dead letter: the original's, and the whole story of its end."""
-    known = _known_headers(message)
-    story: dict[str, str | int] = {
+    room = min(limit - len(message.raw_properties) - _STORY_LIMIT, _TRACEBACK_LIMIT)
+    traceback = cause.traceback.encode()[-room:].decode("utf-8", "ignore") if room > 0 else ""
+    story: _Headers = {
         headers.REASON: cause.reason.value,
         headers.MESSAGE: cause.message[:_TEXT_LIMIT],
-        headers.ATTEMPT: message.attempt,
+        headers.EXCEPTION: cause.exception[:_TEXT_LIMIT] or None,
+        headers.TRACEBACK: traceback or None,
+        headers.SIGNAL: cause.signal,
+        headers.EXIT_CODE: cause.exit_code,
         headers.QUEUE: message.queue,
         headers.WORKER: worker,
         headers.HOST: socket.gethostname(),
         headers.PID: os.getpid(),
-        headers.FIRST_FAILED_AT: _first_failed(known),
+        headers.FIRST_FAILED_AT: timestamp(),
         headers.FAILED_AT: timestamp(),
-        **_provenance(message, known),
     }
-    if cause.exception:
-        story[headers.EXCEPTION] = cause.exception[:_TEXT_LIMIT]
-    if cause.signal is not None:
-        story[headers.SIGNAL] = cause.signal
-    if cause.exit_code is not None:
-        story[headers.EXIT_CODE] = cause.exit_code
-    if cause.traceback:
-        room = min(limit - len(message.raw_properties) - _STORY_LIMIT, _TRACEBACK_LIMIT)
-        text = cause.traceback.encode()[-room:] if room > 0 else b""
-        story[headers.TRACEBACK] = text.decode("utf-8", "ignore")
-    return _copy(message.raw_properties, story, drop, limit)
+    return _copy(message, story, drop, limit)
 
 
-def replayed(raw_properties: bytes, *, drop: Drop = keep_all) -> bytes:
+def replayed(raw_properties: bytes, *, drop: Drop = _keep_all) -> bytes:
     """Properties of a dead letter that goes back to its queue: a first attempt again, without the story.
 
     Raises:
@@ -142,43 +130,23 @@ def replayed(raw_properties: bytes, *, drop: Drop = keep_all) -> bytes:
     )
 
 
-def _copy_of_attempt(message: Incoming, add: dict[str, str | int], drop: Drop, limit: int) -> bytes:
-    """A copy that comes back as the attempt that the original came for."""
-    where = _provenance(message, _known_headers(message))
-    return _copy(message.raw_properties, {headers.ATTEMPT: message.attempt, **where, **add}, drop, limit)
-
-
-def _copy(raw_properties: bytes, add: dict[str, str | int], drop: Drop, limit: int) -> bytes:
+def _copy(message: Incoming, ours: _Headers, drop: Drop, limit: int) -> bytes:
     """The original's properties with our headers. A message whose headers cannot be copied is still not lost."""
+    raw = message.raw_properties
+    add: dict[str, str | int] = {
+        headers.ATTEMPT: message.attempt,
+        headers.EXCHANGE: message.exchange,
+        headers.ROUTING_KEY: message.routing_key,
+    }
+    add |= {name: value for name, value in ours.items() if value is not None}
     try:
-        copy = rewrite(raw_properties, drop=drop, add=add, without=_WITHOUT)
+        known = decode_headers(raw)
+        add |= {name: str(known[name])[:_NAME_LIMIT] for name in _FIRST if name in add and name in known}
+        copy = rewrite(raw, drop=drop, add=add, without=_WITHOUT)
         if len(copy) <= limit:
             return copy
         note = {headers.HEADERS_DROPPED: "too big for a copy"}
-        return rewrite(raw_properties, drop=lambda _name: True, add=add | note, without=_WITHOUT)
+        return rewrite(raw, drop=lambda _name: True, add=add | note, without=_WITHOUT)
     except ValueError as error:
         note = {headers.HEADERS_DROPPED: str(error)[:_TEXT_LIMIT]}
         return rewrite(_NO_PROPERTIES, drop=drop, add=add | note)
-
-
-def _known_headers(message: Incoming) -> dict[str, Any]:
-    try:
-        return decode_headers(message.raw_properties)
-    except ValueError:
-        return {}
-
-
-def _provenance(message: Incoming, known: dict[str, Any]) -> dict[str, str | int]:
-    """Where the message was first published to: the copy itself goes straight to a queue."""
-    return {
-        headers.EXCHANGE: str(known.get(headers.EXCHANGE, message.exchange))[:_NAME_LIMIT],
-        headers.ROUTING_KEY: str(known.get(headers.ROUTING_KEY, message.routing_key))[:_NAME_LIMIT],
-    }
-
-
-def _first_failed(known: dict[str, Any]) -> str:
-    return str(known.get(headers.FIRST_FAILED_AT) or timestamp())[:_NAME_LIMIT]
-
-
-def _losses(losses: int) -> dict[str, str | int]:
-    return {headers.LOSSES: losses} if losses else {}

@@ -1,4 +1,4 @@
-"""The errors workerkit raises, and the exit codes its commands end with.
+"""The errors workerkit raises, what each means, and the exit codes its commands end with.
 
     WorkerkitError
     ├── ConfigurationError          YAML, environment or command line is wrong          exit 78
@@ -34,17 +34,13 @@ from workerkit.settlement import check_delay
 class ExitCode(IntEnum):
     """What a workerkit process ends with; Supervisor's ``exitcodes`` is generated from these."""
 
-    OK = 0
-    """Asked to stop, or a planned end (TTL, limit). Never with a message in flight."""
+    OK = 0  # asked to stop, or a planned end (TTL, limit); never with a message in flight
     USAGE = 64
     BAD_DATA = 65
-    UNAVAILABLE = 69
-    """A service is away. Commands only: a worker waits."""
+    UNAVAILABLE = 69  # a service is away; commands only: a worker waits
     INTERNAL = 70
-    TEMPORARY = 75
-    """Please restart."""
+    TEMPORARY = 75  # please restart
     REFUSED = 77
-    """The broker refused the credentials, the virtual host or a permission."""
     CONFIGURATION = 78
 
 
@@ -55,10 +51,7 @@ class WorkerkitError(Exception):
 
 
 class ConfigurationError(WorkerkitError):
-    """What an operator wrote cannot be used.
-
-    ``str(error)`` is complete: it names the file, the line and the key where they are known, and what to do.
-    """
+    """Its text is complete: it names the file, the line and the key where they are known, and what to do."""
 
     exit_code = ExitCode.CONFIGURATION
 
@@ -71,8 +64,7 @@ class TaskLoadError(ConfigurationError):
 class Difference:
     """One argument in which a declared object differs from the one on the broker."""
 
-    object: str
-    """For example ``queue 'thumbnails'``."""
+    object: str  # for example: queue 'thumbnails'
     argument: str
     wanted: str
     actual: str
@@ -100,8 +92,6 @@ class BrokerError(WorkerkitError):
 
 
 class ConnectionFailed(BrokerError):
-    """No broker answered at any of the configured addresses."""
-
     exit_code = ExitCode.UNAVAILABLE
 
 
@@ -110,14 +100,10 @@ class ConnectionLost(BrokerError):
 
 
 class AccessRefused(BrokerError):
-    """The broker refused the credentials, the virtual host or a permission."""
-
     exit_code = ExitCode.REFUSED
 
 
 class QueueNotFound(BrokerError):
-    """The named queue does not exist on the broker."""
-
     exit_code = ExitCode.BAD_DATA
 
 
@@ -145,14 +131,10 @@ class PublishTimeout(Unconfirmed):
 
 
 class BadData(WorkerkitError):
-    """The input of a command cannot be used."""
-
     exit_code = ExitCode.BAD_DATA
 
 
 class ControlError(WorkerkitError):
-    """Supervisor did not answer on its socket, or refused."""
-
     exit_code = ExitCode.UNAVAILABLE
 
 

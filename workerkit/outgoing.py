@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from workerkit.properties import Properties, encode
-from workerkit.settlement import MAX_DELAY, check_delay
+from workerkit.settlement import check_delay
 
 PROPERTIES_LIMIT = 100_000
 """Bytes of encoded properties. A content header must fit one frame, 131,072 bytes by default; a bigger one makes
@@ -26,21 +26,13 @@ _TEXT_LIMIT = 255
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message to publish.
+    """A message to publish, encoded."""
 
-    Attributes:
-        exchange: name; empty for the default exchange, which routes by queue name.
-        routing_key: for the default exchange the name of the queue.
-        raw_properties: encoded AMQP properties.
-        body: as it goes over the wire.
-        delay: seconds until it comes to the queue; only through the default exchange.
-    """
-
-    exchange: str
+    exchange: str  # empty for the default exchange, which routes by the name of the queue
     routing_key: str
     raw_properties: bytes
     body: bytes
-    delay: float | None = None
+    delay: float | None = None  # seconds until it comes to the queue; only through the default exchange
 
 
 def compose(
@@ -92,6 +84,7 @@ def compose(
         raise ValueError("a delay needs a queue: an exchange passes messages on at once")
     if delay is not None and expiration is not None:
         raise ValueError("a message with a delay cannot expire: it would end the delay")
+    expires = None if expiration is None else str(math.ceil(check_delay(expiration, "an expiration") * 1000))
     payload, content_type = encode_body(data, body, content_type)
     texts = {
         "content_type": content_type,
@@ -114,7 +107,7 @@ def compose(
                 headers=dict(headers or {}),
                 delivery_mode=_PERSISTENT,
                 priority=priority,
-                expiration=None if expiration is None else _milliseconds(expiration),
+                expiration=expires,
                 timestamp=int(time.time()) if timestamp is None else timestamp,
             )
         )
@@ -188,15 +181,6 @@ def _check_whole_number(what: str, number: int | None, most: int) -> None:
         raise TypeError(f"{what} must be a whole number, not {number!r}")
     if not 0 <= number <= most:
         raise ValueError(f"{what} must be from 0 to {most}, not {number}")
-
-
-def _milliseconds(seconds: float) -> str:
-    """As AMQP writes an expiration."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"an expiration must be a number of seconds, not {seconds!r}")
-    if not 0 <= seconds <= MAX_DELAY:  # RabbitMQ closes the channel on a bigger one
-        raise ValueError(f"an expiration must be from 0 to {MAX_DELAY:.0f} seconds (49 days), not {seconds!r}")
-    return str(math.ceil(seconds * 1000))
 
 
 class MessageOptions(TypedDict, total=False):

@@ -17,54 +17,22 @@ from decimal import Decimal
 from functools import cache
 from typing import Any
 
-_HEADERS_BIT = 13
-_DELIVERY_MODE_BIT = 12
-
-# (name, flag bit, kind) in wire order; kinds: s short string, t table, o octet, q 64-bit timestamp.
-_FIELDS = (
-    ("content_type", 15, "s"),
-    ("content_encoding", 14, "s"),
-    ("headers", _HEADERS_BIT, "t"),
-    ("delivery_mode", _DELIVERY_MODE_BIT, "o"),
-    ("priority", 11, "o"),
-    ("correlation_id", 10, "s"),
-    ("reply_to", 9, "s"),
-    ("expiration", 8, "s"),
-    ("message_id", 7, "s"),
-    ("timestamp", 6, "q"),
-    ("type", 5, "s"),
-    ("user_id", 4, "s"),
-    ("app_id", 3, "s"),
-    ("cluster_id", 2, "s"),
-)
-_BITS = {name: bit for name, bit, _ in _FIELDS}
-_IDS = ("correlation_id", "message_id")
-
-_FIXED = {
-    b"t": struct.Struct(">?"),
-    b"b": struct.Struct(">b"),
-    b"B": struct.Struct(">B"),
-    b"s": struct.Struct(">h"),
-    b"U": struct.Struct(">h"),
-    b"u": struct.Struct(">H"),
-    b"I": struct.Struct(">i"),
-    b"i": struct.Struct(">I"),
-    b"l": struct.Struct(">q"),
-    b"L": struct.Struct(">q"),
-    b"f": struct.Struct(">f"),
-    b"d": struct.Struct(">d"),
-}
-_U16 = struct.Struct(">H")
-_U32 = struct.Struct(">I")
-_U64 = struct.Struct(">Q")
-_DECIMAL = struct.Struct(">Bi")
 MAX_NESTING = 32
 """Tables and arrays nested deeper than this are refused: nobody sends them in good faith."""
+
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+_PERSISTENT = b"\x02"
+_TYPES = "t:? b:b B:B s:h U:h u:H I:i i:I l:q L:q f:f d:d T:Q D:Bi V:"
+"""The types of header values that have one length, with the layout of each as ``struct`` writes it."""
+_FIXED = {name.encode(): struct.Struct(f">{layout}") for name, _, layout in (t.partition(":") for t in _TYPES.split())}
+_SIZED = (b"S", b"x", b"A", b"F")
+"""Those that begin with their length in bytes: texts, bytes, arrays and tables."""
 
 
 @dataclass(slots=True)
 class Properties:
-    """The fourteen properties of AMQP 0-9-1, with RabbitMQ's names and meanings.
+    """The fourteen properties of AMQP 0-9-1, in the order of the wire, with RabbitMQ's names and meanings.
 
     ``timestamp`` is in whole seconds since 1970 (UTC), ``expiration`` a string of milliseconds, ``delivery_mode`` 2
     for a message that survives a broker restart.
@@ -86,6 +54,13 @@ class Properties:
     cluster_id: str | None = None
 
 
+# Kinds: s a short string, t a table, B an octet, Q 64 bits.
+_KINDS = {"headers": "t", "delivery_mode": "B", "priority": "B", "timestamp": "Q"}
+_NUMBERS = {kind: struct.Struct(f">{kind}") for kind in "BQ"}
+_NAMES = tuple(Properties.__slots__)
+_FIELDS = [(name, 1 << bit, _KINDS.get(name, "s")) for name, bit in zip(_NAMES, range(15, 1, -1), strict=True)]
+
+
 def decode(raw: bytes) -> Properties:
     """Read the property flags and the property list of a content header frame.
 
@@ -93,30 +68,22 @@ def decode(raw: bytes) -> Properties:
         ValueError: the bytes are cut off, nested too deeply or hold an unknown field type.
     """
     properties = Properties()
-    try:
-        for name, kind, start, end in _fields(raw):
-            if kind == "s":
-                value: Any = _text(raw[start + 1 : end])
-            elif kind == "t":
-                value = _table(raw, start, end, 0)
-            elif kind == "o":
-                value = raw[start]
-            else:
-                value = _U64.unpack_from(raw, start)[0]
-            setattr(properties, name, value)
-    except (struct.error, IndexError) as error:
-        raise ValueError(f"message properties are cut off: {error}") from error
+    for name, kind, start, end in _fields(raw):
+        if kind == "s":
+            value: Any = _text(raw[start + 1 : end])
+        elif kind == "t":
+            value = _table(raw, start, end, 0)
+        else:
+            value = _NUMBERS[kind].unpack_from(raw, start)[0]
+        setattr(properties, name, value)
     return properties
 
 
 def decode_headers(raw: bytes) -> dict[str, Any]:
-    """Read the header table alone. Raises ValueError as ``decode`` does."""
-    try:
-        for name, _, start, end in _fields(raw):
-            if name == "headers":
-                return _table(raw, start, end, 0)
-    except (struct.error, IndexError) as error:
-        raise ValueError(f"message headers are cut off: {error}") from error
+    """Read the header table alone. Raises ValueError as ``decode`` does, for what it reads."""
+    for name, _, start, end in _fields(raw, "headers"):
+        if name == "headers":
+            return _table(raw, start, end, 0)
     return {}
 
 
@@ -137,32 +104,13 @@ def decode_ids(raw: bytes) -> tuple[str | None, str | None]:
     Raises:
         ValueError: the bytes are cut off, as far as they are read.
     """
-    ids: dict[str, str] = {}
-    try:
-        offset = 2
-        for name, kind in _fields_up_to_ids(_U16.unpack_from(raw)[0]):
-            if kind == "s":
-                end = offset + 1 + raw[offset]
-                if name in _IDS:
-                    if end > len(raw):
-                        raise ValueError(f"message properties are cut off in {name}")
-                    ids[name] = _text(raw[offset + 1 : end])
-                offset = end
-            elif kind == "t":
-                offset += 4 + _U32.unpack_from(raw, offset)[0]
-            else:
-                offset += 1
-    except (struct.error, IndexError) as error:
-        raise ValueError(f"message properties are cut off: {error}") from error
-    return ids.get("message_id"), ids.get("correlation_id")
-
-
-@cache
-def _fields_up_to_ids(flags: int) -> list[tuple[str, str]]:
-    """Name and kind of the properties that are present, up to the last of the two ids."""
-    present = [(name, kind) for name, bit, kind in _FIELDS if flags >> bit & 1]
-    wanted = [index for index, (name, _) in enumerate(present) if name in _IDS]
-    return present[: wanted[-1] + 1] if wanted else []
+    message_id = correlation_id = None
+    for name, _, start, end in _fields(raw, "correlation_id", "message_id"):
+        if name == "message_id":
+            message_id = _text(raw[start + 1 : end])
+        elif name == "correlation_id":
+            correlation_id = _text(raw[start + 1 : end])
+    return message_id, correlation_id
 
 
 def encode(properties: Properties) -> bytes:
@@ -173,20 +121,18 @@ def encode(properties: Properties) -> bytes:
     """
     flags = 0
     pieces = []
-    for name, bit, kind in _FIELDS:
+    for name, flag, kind in _FIELDS:
         value = getattr(properties, name)
         if value is None or (kind == "t" and not value):
             continue
-        flags |= 1 << bit
+        flags |= flag
         try:
             if kind == "s":
                 pieces.append(_short(value))
             elif kind == "t":
-                pieces.append(_encode_table(value))
-            elif kind == "o":
-                pieces.append(bytes((value,)))
+                pieces.append(_long(_encode_entries(value)))
             else:
-                pieces.append(_U64.pack(value))
+                pieces.append(_NUMBERS[kind].pack(value))
         except (struct.error, TypeError, ArithmeticError) as error:
             raise ValueError(f"{name} cannot be {value!r}: {error}") from error
     return _U16.pack(flags) + b"".join(pieces)
@@ -213,90 +159,80 @@ def rewrite(
     Raises:
         ValueError: the original's are cut off or hold an unknown field type.
     """
-    flags = 1 << _HEADERS_BIT | 1 << _DELIVERY_MODE_BIT
-    kept: dict[str, bytes] = {}
-    table = b""
-    try:
-        for name, _, start, end in _fields(raw):
-            if name == "headers":
-                table = b"".join(
-                    raw[entry_start:entry_end]
-                    for key, entry_start, entry_end in _entries(raw, start + 4, end)
-                    if key not in add and not drop(key)
-                )
-            elif name not in without:
-                kept[name] = raw[start:end]
-    except (struct.error, IndexError) as error:
-        raise ValueError(f"message properties are cut off: {error}") from error
-    table += _encode_entries(add)
-    kept["headers"] = _U32.pack(len(table)) + table
-    kept["delivery_mode"] = b"\x02"
-    for name in kept:
-        flags |= 1 << _BITS[name]
+    kept = {name: raw[start:end] for name, _, start, end in _fields(raw) if name not in without}
+    table = kept.get("headers", b"")
+    entries = [
+        table[start:end] for key, start, _, end in _entries(table, 4, len(table)) if key not in add and not drop(key)
+    ]
+    kept["headers"] = _long(b"".join(entries) + _encode_entries(add))
+    kept["delivery_mode"] = _PERSISTENT
+    flags = sum(flag for name, flag, _ in _FIELDS if name in kept)
     return _U16.pack(flags) + b"".join(kept[name] for name, _, _ in _FIELDS if name in kept)
 
 
-def _fields(raw: bytes) -> list[tuple[str, str, int, int]]:
-    """Where each property that is present starts and ends."""
-    flags = _U16.unpack_from(raw)[0]
+@cache
+def _present(flags: int, wanted: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name and kind of the properties that are there, up to the last of those that are wanted."""
     if flags & 1:
         raise ValueError("message properties use a second flag word, which AMQP 0-9-1 does not define")
-    offset = 2
+    present = [(name, kind) for name, flag, kind in _FIELDS if flags & flag]
+    while present and present[-1][0] not in wanted:
+        present.pop()
+    return present
+
+
+def _fields(raw: bytes, *wanted: str) -> list[tuple[str, str, int, int]]:
+    """Name and kind of each property that is there, up to the last wanted one, and where it starts and ends."""
     found = []
-    for name, bit, kind in _FIELDS:
-        if not flags >> bit & 1:
-            continue
-        if kind == "s":
-            end = offset + 1 + raw[offset]
-        elif kind == "t":
-            end = offset + 4 + _U32.unpack_from(raw, offset)[0]
-        else:
-            end = offset + (1 if kind == "o" else 8)
-        if end > len(raw):
-            raise ValueError(f"message properties are cut off in {name}")
-        found.append((name, kind, offset, end))
-        offset = end
+    try:
+        offset = 2
+        for name, kind in _present(_U16.unpack_from(raw)[0], wanted or _NAMES):
+            if kind == "s":
+                end = offset + 1 + raw[offset]
+            elif kind == "t":
+                end = offset + 4 + _U32.unpack_from(raw, offset)[0]
+            else:
+                end = offset + _NUMBERS[kind].size
+            found.append((name, kind, offset, end))
+            offset = end
+    except (struct.error, IndexError) as error:
+        raise ValueError(f"message properties are cut off: {error}") from error
+    if offset > len(raw):
+        raise ValueError(f"message properties are cut off in {name}")
     return found
 
 
-def _entries(raw: bytes, offset: int, end: int) -> list[tuple[str, int, int]]:
-    """The key of each entry of a table, and where the whole entry starts and ends."""
-    entries = []
+def _entries(raw: bytes, offset: int, end: int, *, named: bool = True) -> list[tuple[str, int, int, int]]:
+    """The entries of a table, or of an array, whose entries have no names.
+
+    Returns the name of each, where it starts, where its value starts, and where both end.
+    """
+    found = []
     while offset < end:
-        key_end = offset + 1 + raw[offset]
-        value_end = _skip(raw, key_end)
+        value = offset + 1 + raw[offset] if named else offset
+        value_end = _end_of_value(raw, value)
         if value_end > end:
             raise ValueError("a header runs over the end of its table")
-        entries.append((_text(raw[offset + 1 : key_end]), offset, value_end))
+        found.append((_text(raw[offset + 1 : value]), offset, value, value_end))
         offset = value_end
-    return entries
+    return found
 
 
-def _skip(raw: bytes, offset: int) -> int:
+def _end_of_value(raw: bytes, offset: int) -> int:
+    """Where the value at ``offset`` ends; beyond the end of ``raw`` when it is cut off."""
     kind = raw[offset : offset + 1]
-    offset += 1
     if kind in _FIXED:
-        return offset + _FIXED[kind].size
-    if kind in (b"S", b"x", b"A", b"F"):
-        return offset + 4 + int(_U32.unpack_from(raw, offset)[0])
-    if kind == b"T":
-        return offset + 8
-    if kind == b"D":
-        return offset + 5
-    if kind == b"V":
-        return offset
+        return offset + 1 + _FIXED[kind].size
+    if kind in _SIZED:
+        return offset + 5 + int.from_bytes(raw[offset + 1 : offset + 5])
     raise ValueError(f"unknown field type {kind!r} in the message headers")
 
 
 def _table(raw: bytes, start: int, end: int, depth: int) -> dict[str, Any]:
-    result = {}
-    for key, entry_start, entry_end in _entries(raw, start + 4, end):
-        value_start = entry_start + 1 + raw[entry_start]
-        result[key] = _value(raw, value_start, entry_end, depth)
-    return result
+    return {key: _value(raw, value, stop, depth) for key, _, value, stop in _entries(raw, start + 4, end)}
 
 
-def _value(raw: bytes, offset: int, end: int, depth: int) -> Any:  # noqa: C901 - one branch per AMQP type
+def _value(raw: bytes, offset: int, end: int, depth: int) -> Any:
     if depth > MAX_NESTING:
         raise ValueError(f"message headers are nested more than {MAX_NESTING} levels deep")
     kind = raw[offset : offset + 1]
@@ -308,31 +244,28 @@ def _value(raw: bytes, offset: int, end: int, depth: int) -> Any:  # noqa: C901 
         except UnicodeDecodeError:
             return text
     if kind in _FIXED:
-        return _FIXED[kind].unpack_from(raw, offset)[0]
-    if kind == b"x":
-        return raw[offset + 4 : end]
+        numbers = _FIXED[kind].unpack_from(raw, offset)
+        return _MADE[kind](*numbers) if kind in _MADE else numbers[0]
     if kind == b"F":
         return _table(raw, offset, end, depth + 1)
     if kind == b"A":
-        items = []
-        offset += 4
-        while offset < end:
-            item_end = _skip(raw, offset)
-            if item_end > end:
-                raise ValueError("an array in the message headers runs over its end")
-            items.append(_value(raw, offset, item_end, depth + 1))
-            offset = item_end
-        return items
-    if kind == b"T":
-        seconds = _U64.unpack_from(raw, offset)[0]
-        try:
-            return datetime.fromtimestamp(seconds, UTC)
-        except (ValueError, OverflowError, OSError):
-            return seconds  # after the year 9999: a number is all that can be said
-    if kind == b"D":
-        scale, unscaled = _DECIMAL.unpack_from(raw, offset)
-        return Decimal(unscaled).scaleb(-scale)
-    return None  # V; _skip has refused everything unknown
+        items = _entries(raw, offset + 4, end, named=False)
+        return [_value(raw, start, stop, depth + 1) for _, _, start, stop in items]
+    return raw[offset + 4 : end]
+
+
+def _moment(seconds: int) -> datetime | int:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return seconds  # after the year 9999: a number is all that can be said
+
+
+_MADE: dict[bytes, Callable[..., Any]] = {
+    b"T": _moment,
+    b"D": lambda scale, unscaled: Decimal(unscaled).scaleb(-scale),
+    b"V": lambda: None,
+}
 
 
 def _text(raw: bytes) -> str:
@@ -346,38 +279,34 @@ def _short(value: str) -> bytes:
     return bytes((len(encoded),)) + encoded
 
 
+def _long(content: bytes) -> bytes:
+    return _U32.pack(len(content)) + content
+
+
 def _encode_entries(table: Mapping[str, Any]) -> bytes:
     return b"".join(_short(key) + _encode_value(value) for key, value in table.items())
 
 
-def _encode_table(table: Mapping[str, Any]) -> bytes:
-    body = _encode_entries(table)
-    return _U32.pack(len(body)) + body
-
-
 def _encode_value(value: Any) -> bytes:  # noqa: C901 - one branch per AMQP type
     if isinstance(value, str):
-        encoded = value.encode()
-        return b"S" + _U32.pack(len(encoded)) + encoded
+        return b"S" + _long(value.encode())
     if isinstance(value, bool):
         return b"t" + bytes((value,))
     if isinstance(value, int):
-        return b"l" + struct.pack(">q", value)
+        return b"l" + _FIXED[b"l"].pack(value)
     if isinstance(value, float):
-        return b"d" + struct.pack(">d", value)
+        return b"d" + _FIXED[b"d"].pack(value)
     if isinstance(value, bytes):
-        return b"x" + _U32.pack(len(value)) + value
+        return b"x" + _long(value)
     if value is None:
         return b"V"
     if isinstance(value, Mapping):
-        return b"F" + _encode_table(value)
+        return b"F" + _long(_encode_entries(value))
     if isinstance(value, list | tuple):
-        body = b"".join(_encode_value(item) for item in value)
-        return b"A" + _U32.pack(len(body)) + body
+        return b"A" + _long(b"".join(map(_encode_value, value)))
     if isinstance(value, datetime):
-        return b"T" + _U64.pack(int(value.timestamp()))
+        return b"T" + _FIXED[b"T"].pack(int(value.timestamp()))
     if isinstance(value, Decimal):
-        exponent = value.as_tuple().exponent
-        scale = -min(int(exponent), 0)
-        return b"D" + _DECIMAL.pack(scale, int(value.scaleb(scale)))
+        scale = -min(int(value.as_tuple().exponent), 0)
+        return b"D" + _FIXED[b"D"].pack(scale, int(value.scaleb(scale)))
     raise TypeError(f"a header cannot hold {type(value).__name__}")

@@ -29,10 +29,10 @@ from workerkit.settlement import (
 LONGEST_RELEASE = 64.0
 """Seconds that a message waits, at most, which is released again and again."""
 
-_Delay = Annotated[float, Meta(ge=0, le=MAX_DELAY, extra={"unit": DURATION})]
+_Delay = Annotated[float, Meta(ge=0, le=MAX_DELAY, extra_json_schema={"unit": DURATION})]
 
 
-class RetryPolicy(msgspec.Struct, frozen=True):
+class RetryPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often and how long apart a failing message is tried."""
 
     max_attempts: Count = 5

@@ -17,8 +17,8 @@ MAX_DELAY = 49 * 86_400.0
 """Seconds. RabbitMQ refuses a TTL that does not fit 32 bits of milliseconds, which is 49.7 days."""
 
 
-def check_delay(delay: float) -> float:
-    """The delay as a plain float, for which a message can be made to wait. Raises ValueError.
+def check_delay(delay: float, what: str = "a delay") -> float:
+    """Seconds for which a message can be made to wait, as a plain float. Raises ValueError, whose text names ``what``.
 
     Plain, because it travels: a Decimal or a numpy number would be refused on the way.
     """
@@ -27,23 +27,18 @@ def check_delay(delay: float) -> float:
     except (TypeError, ValueError, OverflowError):
         seconds = -1.0
     if isinstance(delay, bool | str) or not 0 <= seconds <= MAX_DELAY:
-        raise ValueError(f"a retry delay is a number of seconds from 0 to {MAX_DELAY:.0f} (49 days), not {delay!r}")
+        raise ValueError(f"{what} is a number of seconds from 0 to {MAX_DELAY:.0f} (49 days), not {delay!r}")
     return seconds
 
 
 class Verb(IntEnum):
     """What was decided about one delivery. The numbers travel over the link."""
 
-    ACK = 1
-    """Done."""
-    NACK = 2
-    """This attempt failed: retry policy, then dead letter."""
-    RETRY = 3
-    """As NACK, with a delay of its own."""
-    REJECT = 4
-    """Straight to the dead letters."""
-    RELEASE = 5
-    """Put it back; not an attempt."""
+    ACK = 1  # done
+    NACK = 2  # this attempt failed: retry policy, then dead letter
+    RETRY = 3  # as NACK, with a delay of its own
+    REJECT = 4  # straight to the dead letters
+    RELEASE = 5  # put it back; not an attempt
 
 
 class Reason(StrEnum):
@@ -93,19 +88,12 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One verb with its particulars.
-
-    Attributes:
-        verb: what was decided.
-        delay: seconds until the next attempt, for RETRY; None takes it from the policy.
-        cause: why, for everything but ACK and RELEASE.
-        publish: what is published with an ACK.
-    """
+    """One verb with its particulars."""
 
     verb: Verb
-    delay: float | None = None
-    cause: Cause | None = None
-    publish: tuple[Outgoing, ...] = ()
+    delay: float | None = None  # seconds until the next attempt, for RETRY; None takes it from the policy
+    cause: Cause | None = None  # for everything but ACK and RELEASE
+    publish: tuple[Outgoing, ...] = ()  # with an ACK
 
 
 ACK = Outcome(Verb.ACK)
@@ -121,21 +109,13 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """Bring the message back.
-
-    Attributes:
-        delay: seconds until it does.
-        attempt: the number of the attempt that it comes back as.
-        explicit: the delay was asked for by the task, not taken from the policy.
-        cause: why the attempt before failed.
-        alone: its next attempt must not share a process with another one: it has killed one when it ran alone.
-    """
+    """Bring the message back in ``delay`` seconds, as the attempt of that number."""
 
     delay: float
     attempt: int
-    explicit: bool
-    cause: Cause
-    alone: bool = False
+    explicit: bool  # the delay was asked for by the task, not taken from the policy
+    cause: Cause  # of the failure before
+    alone: bool = False  # it must not share a process with another one: it has killed one when it ran alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +127,10 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the message back; not an attempt.
+    """Give the message back; not an attempt."""
 
-    Attributes:
-        delay: seconds until it may be delivered again; 0 puts it back where it was.
-        releases: how often the task has released it, this time included; 0 when nobody has started it.
-    """
-
-    delay: float = 0.0
-    releases: int = 0
+    delay: float = 0.0  # seconds until it may be delivered again; 0 puts it back where it was
+    releases: int = 0  # how often the task has released it, this time included; 0 when nobody has started it
 
 
 Settlement = Acknowledge | RetryLater | DeadLetter | Release

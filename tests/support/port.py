@@ -11,8 +11,7 @@ import structlog
 
 from workerkit.brokers.rabbitmq.broker import RabbitmqBroker
 from workerkit.ports import Broker, Delivery, Plan, Settled
-from workerkit.settings import BrokerSettings
-from workerkit.settings.model import QueueSettings
+from workerkit.settings.model import BrokerSettings, QueueSettings
 from workerkit.settlement import ACKNOWLEDGE, Cause, Settlement
 from workerkit.testing.rabbitmq import PrivateRabbitmq
 

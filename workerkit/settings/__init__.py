@@ -1,31 +1,14 @@
 """The configuration: what an operator can write, read and checked before anything connects."""
 
 from workerkit.settings.load import LoadedSettings, load
-from workerkit.settings.model import (
-    BindingSettings,
-    BrokerSettings,
-    DelayedRetrySettings,
-    ExchangeSettings,
-    LoggingSettings,
-    QueueSettings,
-    Settings,
-    SupervisorSettings,
-    WorkerSettings,
-)
+from workerkit.settings.model import Settings, WorkerSettings
 from workerkit.settings.schema import json_schema
-from workerkit.settings.secrets import redact, redact_text, redact_url
-from workerkit.settings.units import as_written, format_duration, format_size, parse_duration, parse_size
+from workerkit.settings.secrets import redact, redact_text
+from workerkit.settings.units import as_written, format_duration, format_size, parse_duration
 
 __all__ = [
-    "BindingSettings",
-    "BrokerSettings",
-    "DelayedRetrySettings",
-    "ExchangeSettings",
     "LoadedSettings",
-    "LoggingSettings",
-    "QueueSettings",
     "Settings",
-    "SupervisorSettings",
     "WorkerSettings",
     "as_written",
     "format_duration",
@@ -33,8 +16,6 @@ __all__ = [
     "json_schema",
     "load",
     "parse_duration",
-    "parse_size",
     "redact",
     "redact_text",
-    "redact_url",
 ]

@@ -7,6 +7,7 @@ mapping entries (its paths say ``$.workers[...].ttl``), and the second error as 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import NoneType
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -19,7 +20,6 @@ from workerkit.declared import (
     constraints,
     container,
     describe,
-    describe_value,
     fields,
     is_struct,
     item_type,
@@ -96,17 +96,15 @@ def _checked(tree: ConfigTree, tp: Any, value: object, path: KeyPath) -> object:
 
 
 def _from_units(tp: Any, value: object) -> object:
-    measure = next(filter(None, map(unit, alternatives(tp))), None)
-    if measure and isinstance(value, str | int | float) and not isinstance(value, bool):
+    if (measure := unit(tp)) and isinstance(value, str | int | float) and not isinstance(value, bool):
         return _PARSERS[measure](value)
     return value
 
 
 def _mismatch(tp: Any, value: object) -> str:
     members = [bare(member) for member in alternatives(tp)]
-    measured = next((member for member in alternatives(tp) if unit(member)), None)
-    if measured and isinstance(value, int | float) and not isinstance(value, bool):
-        most = constraints(measured).le
+    if unit(tp) and isinstance(value, int | float) and not isinstance(value, bool):
+        most = constraints(tp).le
         return _NOT_ZERO if not value or most is None else f"must be at most {format_duration(most)}"
     choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     if choices and isinstance(value, str):
@@ -118,7 +116,15 @@ def _mismatch(tp: Any, value: object) -> str:
     if value is None:
         value_hint = "`{}`" if describe(tp) == "a mapping" else "a value"
         return f"expected {describe(tp)}, got nothing: write {value_hint}, or remove the key"
-    return f"expected {describe(tp)}, got {describe_value(value)}"
+    return f"expected {describe(tp)}, got {_describe_value(value)}"
+
+
+def _describe_value(value: object) -> str:
+    """What stands there, by its kind. Texts and numbers are not repeated: they may be secrets."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    kinds = {NoneType: "nothing", str: "text", int: "a number", float: "a number", dict: "a mapping"}
+    return kinds.get(type(value)) or ("a list" if value else "an empty list")
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -138,7 +138,7 @@ def _takes_text(tp: Any, text: str) -> bool:
     members = alternatives(tp)
     if text.startswith("[") and any(container(member) for member in members):
         return False
-    if any(unit(member) for member in members):
+    if unit(tp):
         return text != "null"
     kinds = [bare(member) for member in members]
     return int not in kinds and any(kind is str or get_origin(kind) is Literal for kind in kinds)

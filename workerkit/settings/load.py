@@ -59,7 +59,7 @@ def load(path: Path, environ: Mapping[str, str]) -> LoadedSettings:
         settings=settings,
         path=absolute,
         project_root=folder.parent if folder.name == "config" else folder,
-        origins=MappingProxyType({dotted(key): _origin(tree, key) for key in _leaves(settings, ())}),
+        origins=MappingProxyType({dotted(key): str(tree.origins.get(key, "default")) for key in _leaves(settings, ())}),
         warnings=find_warnings(tree, settings),
         written_worker_keys=MappingProxyType(written_keys(tree, settings)),
     )
@@ -81,10 +81,6 @@ def _written(section: msgspec.Struct, data: dict[str, object]) -> dict[str, obje
                 _written(value, written) if isinstance(written, dict) and isinstance(value, msgspec.Struct) else value
             )
     return values
-
-
-def _origin(tree: ConfigTree, path: KeyPath) -> str:
-    return str(tree.origins[path]) if path in tree.origins else "default"
 
 
 def _leaves(value: object, path: KeyPath) -> Iterator[KeyPath]:

@@ -1,6 +1,6 @@
 """The JSON Schema of ``config/workerkit.yaml``, made from the model, for editors and for checks in CI.
 
-msgspec's own generator describes the values, not the file: it knows neither units nor ``${VAR}``.
+msgspec describes the values. What it cannot know is added: the meanings, units and ``${VAR}``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import inspect
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from types import NoneType
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import FieldInfo
@@ -20,14 +19,10 @@ from workerkit import retry, task_settings
 from workerkit.declared import (
     DURATION,
     SIZE,
-    alternatives,
-    bare,
     constraints,
-    container,
     describe,
     fields,
     is_struct,
-    item_type,
     unit,
 )
 from workerkit.settings import model
@@ -37,8 +32,7 @@ from workerkit.task_settings import TaskSettings
 
 Schema = dict[str, Any]
 
-_VARIABLE: Final = {"type": "string", "pattern": r"\$\{"}
-"""Anything but text may be written as ``${VAR}`` too."""
+_PATTERNS: Final = {DURATION: DURATION_PATTERN, SIZE: SIZE_PATTERN}
 
 
 def json_schema() -> Schema:
@@ -46,8 +40,11 @@ def json_schema() -> Schema:
 
     Describes the file as it is written: durations and sizes with their units, ``${VAR}`` not yet expanded.
     """
-    definitions: dict[str, Schema] = {}
-    root = _reference(Settings, definitions)
+    (root,), definitions = msgspec.json.schema_components([Settings], ref_template="#/$defs/{name}")
+    for name, definition in definitions.items():
+        section = getattr(model, name, None) or getattr(retry, name)
+        keys = {field.name: _key(section, field, definition["properties"][field.name]) for field in fields(section)}
+        definition["properties"] = keys
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "workerkit configuration",
@@ -56,74 +53,33 @@ def json_schema() -> Schema:
     }
 
 
-def _reference(tp: type[msgspec.Struct], definitions: dict[str, Schema]) -> Schema:
-    name = tp.__name__
-    if name not in definitions:
-        definitions[name] = {}  # claims the name
-        definitions[name] = _object(tp, definitions)
-    return {"$ref": f"#/$defs/{name}"}
+def _key(section: type[msgspec.Struct], field: FieldInfo, values: Schema) -> Schema:
+    default = values.pop("default", None)
+    schema = {**_as_written(values), "description": description(section, field.name)}
+    if unit(field.type) or constraints(field.type).title:
+        schema["title"] = describe(field.type)
+    if default is not None and not is_struct(field.type):
+        schema["default"] = default_of(field)
+    return schema
 
 
-def _object(tp: type[msgspec.Struct], definitions: dict[str, Schema]) -> Schema:
-    properties: dict[str, Schema] = {}
-    required: list[str] = []
-    for field in fields(tp):
-        schema = _schema(field.type, definitions)
-        schema["description"] = description(tp, field.name)
-        if any(unit(member) or constraints(member).title for member in alternatives(field.type)):
-            schema["title"] = describe(field.type)
-        if field.required:
-            required.append(field.name)
-        elif (default := default_of(field)) is not None and not is_struct(field.type):
-            schema["default"] = default
-        properties[field.name] = schema
-    result: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    if required:
-        result["required"] = required
-    result["description"] = inspect.cleandoc(tp.__doc__ or "")
-    return result
+def _as_written(schema: Schema) -> Schema:
+    """What can stand in the file for these values: with a unit, or as a variable. Anything but text takes those."""
+    for inner in ("items", "additionalProperties"):
+        if isinstance(schema.get(inner), dict):
+            return {**schema, inner: _as_written(schema[inner])}
+    if "anyOf" in schema:
+        return {"anyOf": [_as_written(member) for member in schema["anyOf"]]}
+    if "enum" in schema or "pattern" in schema or schema.get("type") in ("integer", "number", "boolean"):
+        with_unit = [_PATTERNS[schema.pop("unit")]] if "unit" in schema else []
+        return {"anyOf": [schema, *({"type": "string", "pattern": pattern} for pattern in (*with_unit, r"\$\{"))]}
+    return schema
 
 
 def default_of(field: FieldInfo) -> object:
     """The default of a key that is not required, as one would write it in the file."""
     default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
     return as_written(field.type, default)
-
-
-def _schema(tp: Any, definitions: dict[str, Schema]) -> Schema:
-    members = alternatives(tp)
-    if len(members) > 1:
-        return {"anyOf": [_schema(member, definitions) for member in members]}
-    plain, meta = bare(tp), constraints(tp)
-    if is_struct(plain):
-        return _reference(plain, definitions)
-    if container(plain) is dict:
-        return {"type": "object", "additionalProperties": _schema(item_type(plain), definitions)}
-    if container(plain) in (list, tuple):
-        items = {"type": "array", "items": _schema(item_type(plain), definitions)}
-        return items | ({"minItems": meta.min_length} if meta.min_length else {})
-    if measure := unit(tp):
-        least = "minimum" if meta.gt is None else "exclusiveMinimum"
-        plainly = {"type": "number" if plain is float else "integer", least: 0}
-        return {"anyOf": [plainly, {"type": "string", "pattern": _PATTERNS[measure]}, _VARIABLE]}
-    if get_origin(plain) is Literal:
-        return {"anyOf": [{"enum": list(get_args(plain))}, _VARIABLE]}
-    if plain is int:
-        bounds = {"minimum": meta.ge, "maximum": meta.le}
-        number = {"type": "integer"} | {key: bound for key, bound in bounds.items() if bound is not None}
-        return {"anyOf": [number, _VARIABLE]}
-    if meta.pattern:
-        return {"anyOf": [{"type": "string", "pattern": meta.pattern}, _VARIABLE]}
-    return _SIMPLE[plain].copy()
-
-
-_PATTERNS: Final = {DURATION: DURATION_PATTERN, SIZE: SIZE_PATTERN}
-_SIMPLE: Final[dict[Any, Schema]] = {
-    Any: {},
-    NoneType: {"type": "null"},
-    str: {"type": "string"},
-    bool: {"anyOf": [{"type": "boolean"}, _VARIABLE]},
-}
 
 
 def description(section: type[msgspec.Struct], key: str) -> str:

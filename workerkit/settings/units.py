@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ DURATION_PATTERN: Final = r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)?$"
 SIZE_PATTERN: Final = r"^[0-9]+(\.[0-9]+)? ?([KMGT]iB|[KMGT]?B)?$"
 
 _WRITTEN: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_DURATIONS: Final[Mapping[str, int | Decimal]] = {**SECONDS, "ms": Decimal("0.001"), "": 1}
+_SIZES: Final = {**BYTES, "": 1}
 _LARGEST_SIZE: Final = 2**63 - 1
 """What the kernel's resource limits and AMQP's integers can hold."""
 
@@ -40,23 +43,9 @@ def parse_duration(value: str | float) -> Duration:
     Raises:
         ValueError: it is not a number and a unit, it is negative, or it is not finite. The text says what to write.
     """
-    if isinstance(value, bool):
-        raise _not_a_duration(value)
-    if isinstance(value, str):
-        written = _WRITTEN.fullmatch(value)
-        if written is None:
-            raise _not_a_duration(value)
-        number, unit = written.groups()
-        if unit == "ms":
-            seconds = float(number) / 1000  # dividing is exact where multiplying by 0.001 is not
-        elif unit in SECONDS or not unit:
-            seconds = float(number) * SECONDS[unit or "s"]
-        else:
-            raise _not_a_duration(value)
-    else:
-        seconds = float(value)
-    if not math.isfinite(seconds) or seconds < 0:
-        raise _not_a_duration(value)
+    seconds = float(_amount(value, _DURATIONS))
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{value!r} is not a duration: write a number and a unit (ms, s, m, h, d), like 30s")
     return seconds
 
 
@@ -73,7 +62,7 @@ def format_duration(seconds: float) -> str:
     milliseconds = round(seconds * 1000)
     if milliseconds / 1000 == seconds:
         return f"{milliseconds}ms"
-    return f"{_plainly(seconds)}s"
+    return f"{Decimal(repr(float(seconds))):f}s"  # without an exponent
 
 
 def parse_size(value: str | float) -> Size:
@@ -85,18 +74,22 @@ def parse_size(value: str | float) -> Size:
         ValueError: it is not a number and a unit, or not a whole number of bytes from 0 to 2**63-1. The text says
             what to write.
     """
-    if isinstance(value, str):
-        written = _WRITTEN.fullmatch(value)
-        if written is None or (written[2] or "B") not in BYTES:
-            raise _not_a_size(value)
-        size = Decimal(written[1]) * BYTES[written[2] or "B"]
-    elif isinstance(value, int) and not isinstance(value, bool):
-        size = Decimal(value)
-    else:
-        raise _not_a_size(value)
-    if not 0 <= size <= _LARGEST_SIZE or size != size.to_integral_value():
-        raise _not_a_size(value)
+    size = _amount(value, _SIZES)
+    if isinstance(value, float) or not size.is_finite() or not 0 <= size <= _LARGEST_SIZE or size % 1:
+        raise ValueError(
+            f"{value!r} is not a size: write a number and a unit (B, KiB, MiB, GiB, KB, MB, GB), like 512MiB"
+        )
     return int(size)
+
+
+def _amount(value: str | float, units: Mapping[str, int | Decimal]) -> Decimal:
+    """``value`` in seconds or bytes; NaN when it is no number with one of ``units``."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Decimal(value)
+    written = _WRITTEN.fullmatch(value) if isinstance(value, str) else None
+    if written is None or written[2] not in units:
+        return Decimal("NaN")
+    return Decimal(written[1]) * units[written[2]]
 
 
 def format_size(size: int) -> str:
@@ -114,26 +107,11 @@ def as_written(tp: Any, value: Any) -> Any:
     """``value``, declared as ``tp``, as one would write it in the YAML: plain, durations and sizes with their units."""
     if isinstance(value, msgspec.Struct):
         return {field.name: as_written(field.type, getattr(value, field.name)) for field in fields(type(value))}
-    member = next((member for member in alternatives(tp) if declared.unit(member) or container(member)), None)
-    if member is None:
-        return value
+    items = next((item_type(member) for member in alternatives(tp) if container(member)), Any)
     if isinstance(value, dict):
-        return {key: as_written(item_type(member), item) for key, item in value.items()}
+        return {key: as_written(items, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_written(item_type(member), item) for item in value]
-    if isinstance(value, int | float) and (measure := declared.unit(member)):
+        return [as_written(items, item) for item in value]
+    if isinstance(value, int | float) and (measure := declared.unit(tp)):
         return format_duration(value) if measure == DURATION else format_size(int(value))
     return value
-
-
-def _plainly(number: float) -> str:
-    """``number`` without an exponent, with as many digits as make it that float again."""
-    return format(Decimal(repr(float(number))), "f")
-
-
-def _not_a_duration(value: object) -> ValueError:
-    return ValueError(f"{value!r} is not a duration: write a number and a unit (ms, s, m, h, d), like 30s")
-
-
-def _not_a_size(value: object) -> ValueError:
-    return ValueError(f"{value!r} is not a size: write a number and a unit (B, KiB, MiB, GiB, KB, MB, GB), like 512MiB")

@@ -10,7 +10,7 @@ from workerkit.brokers.rabbitmq.topology import (
     retry_queue,
     retry_queue_name,
 )
-from workerkit.settings import BindingSettings, DelayedRetrySettings, ExchangeSettings, QueueSettings
+from workerkit.settings.model import BindingSettings, DelayedRetrySettings, ExchangeSettings, QueueSettings
 from workerkit.settlement import MAX_DELAY
 
 TTL_LIMIT = 2**32 - 1

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from workerkit import Cause, Properties, Reason
 from workerkit.brokers.rabbitmq.wire import PROPERTIES_LIMIT, is_not_for_copies, returns_of
-from workerkit.envelope import attempt_of, dead_letter, is_alone, released_copy, renewed, replayed, retry_copy
+from workerkit.envelope import attempt_of, dead_letter, is_alone, released_copy, replayed, retry_copy
 from workerkit.message import Incoming
 from workerkit.properties import decode, decode_headers, encode
-from workerkit.settlement import Release, RetryLater
+from workerkit.settlement import HAND_BACK, Release, RetryLater
 
 FRAME_MAX = 131_072
 FRAME_OVERHEAD = 7 + 1 + 12  # frame header and end, class, weight and body size
@@ -55,7 +55,7 @@ COPIES = [
     pytest.param(lambda delivery: released_copy(delivery, Release(2.0, 2), drop=is_not_for_copies), id="release"),
     pytest.param(lambda delivery: dead_letter(delivery, CAUSE, "worker", drop=is_not_for_copies), id="dead letter"),
     pytest.param(lambda delivery: replayed(delivery.raw_properties, drop=is_not_for_copies), id="replay"),
-    pytest.param(lambda delivery: renewed(delivery, 0, drop=is_not_for_copies), id="renewal"),
+    pytest.param(lambda delivery: released_copy(delivery, HAND_BACK, losses=0, drop=is_not_for_copies), id="renewal"),
 ]
 
 
@@ -166,7 +166,7 @@ def test_a_message_whose_properties_cannot_be_read_is_still_kept(raw: bytes) -> 
     assert headers["workerkit-reason"] == "exception"
     assert headers["workerkit-headers-dropped"]
     assert attempt_of(retry_copy(delivery(raw=raw), THIRD)) == 3
-    assert attempt_of(renewed(delivery(raw=raw), 0)) == 2
+    assert attempt_of(released_copy(delivery(raw=raw), HAND_BACK, losses=0)) == 2
 
 
 def test_headers_of_ours_with_strange_values_do_no_harm() -> None:
@@ -200,11 +200,11 @@ def test_a_message_that_must_run_alone_does_so_in_every_further_copy() -> None:
 
 def test_losses_are_carried_on_by_copies_that_count_none() -> None:
     """And a copy that counts replaces the number."""
-    lost = renewed(delivery(), 7)
+    lost = released_copy(delivery(), HAND_BACK, losses=7)
     assert decode_headers(lost)["workerkit-losses"] == 7
     assert decode_headers(retry_copy(delivery(raw=lost), THIRD))["workerkit-losses"] == 7
     assert decode_headers(retry_copy(delivery(raw=lost), THIRD, losses=8))["workerkit-losses"] == 8
-    assert "workerkit-losses" not in decode_headers(renewed(delivery(), 0))
+    assert "workerkit-losses" not in decode_headers(released_copy(delivery(), HAND_BACK, losses=0))
 
 
 @pytest.mark.parametrize(

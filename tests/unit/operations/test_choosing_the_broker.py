@@ -6,7 +6,7 @@ import pytest
 
 from workerkit.errors import ConfigurationError
 from workerkit.operations.queues import count_ready
-from workerkit.settings import BrokerSettings, Settings
+from workerkit.settings.model import BrokerSettings, Settings
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import re
 import msgspec
 import pytest
 
-from workerkit import retry, settings
-from workerkit.settings import Settings, json_schema
+from workerkit import retry
+from workerkit.settings import Settings, json_schema, model
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_every_key_of_the_model_is_in_the_schema_and_no_other_is_allowed(definit
         assert list(definition["properties"]) == [field.name for field in msgspec.structs.fields(tp)]
         for name in re.findall(r"#/\$defs/(\w+)", json.dumps(definition)):
             if name not in seen:
-                visit(getattr(settings, name, None) or getattr(retry, name))
+                visit(getattr(model, name, None) or getattr(retry, name))
 
     visit(Settings)
     assert seen == set(definitions)
@@ -52,7 +52,7 @@ def test_descriptions_are_the_docstrings_of_the_model(definitions):
 def test_required_keys_defaults_and_bounds_are_those_of_the_model(definitions):
     """Defaults are shown as one would write them."""
     assert definitions["WorkerSettings"]["required"] == ["task"]
-    assert "required" not in definitions["BrokerSettings"]
+    assert definitions["BrokerSettings"]["required"] == []
     assert definitions["BrokerSettings"]["properties"]["heartbeat"]["default"] == "10s"
     delays = definitions["RetryPolicy"]["properties"]["delays"]
     assert delays["default"] == ["5s", "30s", "5m"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workerkit.settings import redact, redact_text, redact_url
+from workerkit.settings.secrets import redact, redact_text, redact_url
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,6 @@ class MemoryBroker:
         self._store = store
         self._queues = queues or {}
         self._sources: dict[str, Source] = {}
-        self._plan: Plan
         self._events: BrokerEvents
         self._loop: asyncio.AbstractEventLoop
         self._answering = False
@@ -52,7 +51,6 @@ class MemoryBroker:
     async def start(self, plan: Plan, events: BrokerEvents) -> None:
         """Declare the queues. See the port; nothing is refused here."""
         self._loop = asyncio.get_running_loop()
-        self._plan = plan
         self._events = events
         for queue in plan.queues:
             self._store.declare(queue, single_active=self._single_active(queue))
@@ -98,18 +96,14 @@ class MemoryBroker:
             self._answering = True
             self._loop.call_soon(self._answer)
         for delivery, settlement in batch:
-            source = self._sources[delivery.queue]
-            if not source.settle(delivery):
-                self._dropped.append(delivery)
-                continue
             try:
-                self._store.settle(delivery, settlement, self._plan.worker)
+                self._sources[delivery.queue].settle(delivery, settlement)
+                self._settled.append((delivery, settlement))
+            except KeyError:  # it was lost meanwhile
+                self._dropped.append(delivery)
             except PublishFailed as error:
-                source.put_back(delivery)
                 cause = Cause(Reason.EXCEPTION, str(error), exception="workerkit.Unroutable")
                 self._unpublished.append((delivery, cause))
-            else:
-                self._settled.append((delivery, settlement))
 
     def _answer(self) -> None:
         self._answering = False

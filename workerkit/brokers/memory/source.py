@@ -6,7 +6,7 @@ import asyncio
 
 from workerkit.brokers.memory.store import MemoryStore
 from workerkit.ports import BrokerEvents, Delivery, Plan
-from workerkit.settlement import Cause, DeadLetter, Reason
+from workerkit.settlement import Cause, DeadLetter, Reason, Settlement
 
 
 class Source:
@@ -57,14 +57,11 @@ class Source:
         if not hold:
             self.wake()
 
-    def put_back(self, delivery: Delivery) -> None:
-        """It could not be settled as it was meant to be, and is still ours."""
-        self._unsettled[delivery.tag] = delivery
-
-    def settle(self, delivery: Delivery) -> bool:
-        """Whether this delivery can be settled, which makes room for another one."""
+    def settle(self, delivery: Delivery, settlement: Settlement) -> None:
+        """Settle a delivery, which makes room for another one. Raises what the store raises, and is still ours then."""
+        self._store.settle(delivery, settlement, self._plan.worker)
+        del self._unsettled[delivery.tag]
         self.wake()
-        return self._unsettled.pop(delivery.tag, None) is not None
 
     def lose(self) -> object:
         """Lose all that is unsettled to the store, as a broken connection does. Returns the receipt of that."""

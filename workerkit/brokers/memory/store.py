@@ -11,6 +11,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Protocol
 
 from workerkit import envelope, headers
@@ -78,9 +79,7 @@ class MemoryStore:
     def declare(self, queue: str, *, single_active: bool = False) -> None:
         """See that a queue and the queue of its dead letters are there.
 
-        Args:
-            queue: its name.
-            single_active: only the consumer that came first gets messages, as long as it is there.
+        With ``single_active``, only the consumer that came first gets messages, as long as it is there.
         """
         with self._lock:
             self._queues.setdefault(queue, _Queue()).single_active |= single_active
@@ -92,14 +91,14 @@ class MemoryStore:
             self._bring_due()
             states = [self._queues[queue] for queue in queues]
             found = (entry for state in states for entry in (*state.ready, *state.returned))
-            return [record for _, record in sorted(found, key=_place)]
+            return [record for _, record in sorted(found, key=itemgetter(0))]
 
     def delayed(self, *queues: str) -> list[Record]:
         """Messages that wait for their time, the next one first."""
         with self._lock:
             self._bring_due()
             found = (entry for queue in queues for entry in self._queues[queue].delayed)
-            return [record for _, _, record in sorted(found, key=_due)]
+            return [record for _, _, record in sorted(found, key=itemgetter(0, 1))]
 
     def next_due(self, queue: str) -> float | None:
         """When the next delayed message of a queue becomes ready, on the store's clock; None when there is none."""
@@ -162,12 +161,9 @@ class MemoryStore:
             return any(other is not consumer for other in self._queues[queue].consumers)
 
     def receive(self, queue: str, most: int, consumer: Consumer | None = None) -> list[Delivery]:
-        """Hand out ready messages, the first ones first; an empty list when there are none.
+        """Hand out up to ``most`` ready messages, the first ones first.
 
-        Args:
-            queue: whose messages.
-            most: how many at most.
-            consumer: who asks; it gets its share of what is ready, so that all who have room have work.
+        A ``consumer`` gets no more than its share of what is ready, so that all who have room have work.
         """
         with self._lock:
             self._bring_due()
@@ -192,28 +188,17 @@ class MemoryStore:
             state.returned.clear()
 
     def requeue(self, deliveries: Iterable[Delivery], *, lost: bool) -> None:
-        """Take back what was handed out and not settled.
-
-        Args:
-            deliveries: what comes back.
-            lost: their consumer went away with them, which counts; otherwise it gave them back.
-        """
+        """Take back what was handed out and not settled; ``lost`` with its consumer, which counts, or given back."""
         with self._lock:
             for delivery in deliveries:
                 place, record = self._unacked.pop(delivery.tag)
-                record = replace(record, losses=record.losses + lost)
-                self._give_back(place, record)
+                self._give_back(place, replace(record, losses=record.losses + lost))
 
     def settle(self, delivery: Delivery, settlement: Settlement, worker: str) -> Record:
         """Settle what was handed out; all of it, or nothing when that raises.
 
-        Args:
-            delivery: as it came from ``receive``.
-            settlement: what becomes of it.
-            worker: name of the worker, for the story of a dead letter.
-
         Returns:
-            The message as it was.
+            The message as it was. ``worker`` is what a dead letter tells of.
 
         Raises:
             KeyError: it is settled already, or was requeued.
@@ -313,14 +298,6 @@ class MemoryStore:
     def _wake(self, queue: str) -> None:
         for consumer in self._queues[queue].consumers:
             consumer.wake()
-
-
-def _place(entry: _Entry) -> int:
-    return entry[0]
-
-
-def _due(entry: tuple[float, int, Record]) -> tuple[float, int]:
-    return entry[:2]
 
 
 def _copy(record: Record, queue: str, raw_properties: bytes, cause: Cause | None = None) -> Record:

@@ -30,12 +30,12 @@ from workerkit.brokers.rabbitmq.topology import (
 )
 from workerkit.brokers.rabbitmq.versions import QueueTraits
 from workerkit.brokers.rabbitmq.wire import PROPERTIES_LIMIT, is_not_for_copies, returns_of
-from workerkit.envelope import attempt_of, dead_letter, dead_queue_name, released_copy, renewed, retry_copy
+from workerkit.envelope import attempt_of, dead_letter, dead_queue_name, released_copy, retry_copy
 from workerkit.errors import AccessRefused, BrokerError, ConnectionLost, PublishFailed, QueueNotFound, Unconfirmed
 from workerkit.outgoing import Outgoing
 from workerkit.ports import BrokerEvents, Delivery, Plan
 from workerkit.properties import header_number
-from workerkit.settlement import Acknowledge, Cause, DeadLetter, Reason, Release, RetryLater, Settlement
+from workerkit.settlement import HAND_BACK, Acknowledge, Cause, DeadLetter, Reason, Release, RetryLater, Settlement
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -250,7 +250,7 @@ class Redelivery:
         await self._persist(delivery, lambda: self._publisher.publish("", target, story, delivery.body))
 
     async def _renewal(self, delivery: Delivery, losses: int) -> None:
-        properties = renewed(delivery, losses, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
+        properties = released_copy(delivery, HAND_BACK, losses=losses, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
         await self._persist(delivery, lambda: self._publisher.publish("", delivery.queue, properties, delivery.body))
 
     async def _persist(
