@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 class Worker:
