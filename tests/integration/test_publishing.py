@@ -456,7 +456,7 @@ def test_a_signal_handler_publishes_and_closes_while_it_interrupts_a_publish(
 
 
 EXIT = """
-import sys, threading
+import contextlib, sys, threading
 from workerkit import Publisher
 
 url, queue = sys.argv[1:]
@@ -466,7 +466,8 @@ started = threading.Event()
 
 def publish():
     started.set()
-    publisher.publish(queue, "daemon")
+    with contextlib.suppress(RuntimeError):  # it was closed before this thread came to it
+        publisher.publish(queue, "daemon")
 
 threading.Thread(target=publish, daemon=True).start()
 started.wait()
