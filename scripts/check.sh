@@ -18,5 +18,5 @@ wait "$next"
 # in which they stand here, as the longest are among the first: then all sides end together.
 pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=5 "$@" -m "not alone" \
     tests/faults tests/e2e tests/integration tests/contract
-# Of these nothing but a few messages and clocks is at work at a time, so two of them are still undisturbed.
-exec pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 "$@" -m alone tests/faults
+# Most of these only wait for a clock, so two at a time are undisturbed.
+exec pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 "$@" -m alone tests/faults tests/integration

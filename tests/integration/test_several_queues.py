@@ -43,6 +43,7 @@ logging: {{level: warning}}
 """)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_starts_are_shared_in_proportion_to_the_weights(
     project: Project, rabbit: Rabbit, queues: dict[str, str]
