@@ -14,6 +14,9 @@ mypy
 pytest -n 2 tests/unit
 
 wait "$next"
-# These wait for processes most of the time, so two files run at once, each side with a broker of its own.
-pytest -n 2 --dist loadfile --durations=5 "$@" -m "not alone" tests/contract tests/integration tests/e2e tests/faults
-exec pytest --durations=5 "$@" -m alone tests/faults
+# These wait for processes most of the time, so three files run at once, each side with a broker of its own. In the order
+# in which they stand here, as the longest are among the first: then all sides end together.
+pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=5 "$@" -m "not alone" \
+    tests/faults tests/e2e tests/integration tests/contract
+# Most of these only wait for a clock, so two at a time are undisturbed.
+exec pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 "$@" -m alone tests/faults tests/integration

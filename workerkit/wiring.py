@@ -143,6 +143,7 @@ async def _run(
         return await _guarded(consumer, log)
     finally:
         await orphans.finish(_ORPHANS_PATIENCE)
+        signals.tell_no_more(loop)
 
 
 def _on_loop_error(
@@ -198,6 +199,7 @@ def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBou
         loop.set_exception_handler(partial(_on_loop_error, consumer, log))
         signals.tell(loop, _handlers(consumer))
         result.append(await _guarded(consumer, log))
+        signals.tell_no_more(loop)
 
     thread = threading.Thread(target=lambda: asyncio.run(consume()), name="consumer", daemon=True)
     thread.start()

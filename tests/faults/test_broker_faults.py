@@ -15,7 +15,7 @@ from support.workers import Project, Worker, eventually
 
 from workerkit.testing.rabbitmq import PrivateRabbitmq, RabbitmqMissing
 
-pytestmark = [pytest.mark.faults, pytest.mark.alone]
+pytestmark = pytest.mark.faults
 
 TASK = """
     class Quick(WorkerTask):
@@ -117,6 +117,7 @@ def _crash_and_time_the_recovery(node: PrivateRabbitmq, worker: Worker, feeder: 
     return datetime.fromisoformat(up["timestamp"]).timestamp() - answered[0]
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_a_broker_killed_under_load_loses_nothing_and_is_consumed_again_within_two_seconds(
     fragile: Project, node: PrivateRabbitmq
@@ -154,6 +155,7 @@ def test_connections_closed_again_and_again_leave_exactly_one_consumer(fragile: 
     assert worker.stop() == 0
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_a_frozen_broker_is_noticed_by_heartbeat_and_a_stop_does_not_hang_on_it(
     fragile: Project, node: PrivateRabbitmq

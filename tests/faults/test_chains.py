@@ -66,7 +66,7 @@ def test_ten_thousand_messages_pass_three_queues_while_executors_and_the_broker_
         workers = [project.start(name, WORKERKIT_LOGGING__LEVEL="info") for name in ("third", "second", "first")]
         time.sleep(3)  # a queue that is younger than about two seconds may not survive the kill of its only node
         with Rabbit(node.url) as rabbit:
-            rabbit.publish("first", *ids(MESSAGES // 2))
+            rabbit.publish_many("first", *ids(MESSAGES // 2))
         _kill(workers, dice, EXECUTOR_KILLS // 2)
         for _ in range(BROKER_KILLS):
             node.kill()
@@ -98,7 +98,7 @@ def _publish_rest(node: PrivateRabbitmq) -> bool:
     global _published  # noqa: PLW0603 - one test, one counter
     rest = list(ids(MESSAGES))[_published : _published + MESSAGES // (2 * BROKER_KILLS)]
     with Rabbit(node.url) as rabbit:
-        rabbit.publish("first", *rest)
+        rabbit.publish_many("first", *rest)
     _published += len(rest)
     return True
 

@@ -4,7 +4,7 @@ import pytest
 from support.rabbit import Rabbit
 from support.workers import Project
 
-pytestmark = [pytest.mark.faults, pytest.mark.alone]
+pytestmark = pytest.mark.faults
 
 TASK = """
     class Dying(WorkerTask):

@@ -48,8 +48,9 @@ def test_ten_thousand_messages_survive_thirty_random_kills_of_their_executors(
     feeder.start()
     killed = 0
     while killed < KILLS:
-        victim = dice.choice(workers)
-        pid = victim.executor_pid()
+        # Not of a worker whose executors were killed while they loaded: it pauses longer each time before the next one.
+        pids = eventually(lambda: [pid for worker in workers for pid in worker.executors()], "an executor")
+        pid = dice.choice(pids)
         time.sleep(dice.uniform(0.0, 0.4))  # the randomness of the moment is what is tested
         try:
             os.kill(pid, signal.SIGKILL)

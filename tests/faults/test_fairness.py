@@ -93,8 +93,8 @@ def test_a_long_callback_keeps_its_queue_to_itself_when_nobody_else_consumes_it(
     """Nothing is given back for nobody: it would only come back, and count as one more return."""
     configure(project, queue)
     rabbit.declare(queue, queue_type="quorum")
-    rabbit.publish(queue, *({"n": n, "sleep": 0.001} for n in range(1000)), {"n": 1000, "sleep": 1.5})
-    rabbit.publish(queue, *({"n": 1001 + n, "sleep": 0.001} for n in range(20)))
+    rabbit.publish_many(queue, *({"n": n, "sleep": 0.001} for n in range(1000)), {"n": 1000, "sleep": 1.5})
+    rabbit.publish_many(queue, *({"n": 1001 + n, "sleep": 0.001} for n in range(20)))
     worker = project.run("fair")
     eventually(lambda: len([line for line in ledger(project) if "end" in line]) == 1021, "all of them")
     time.sleep(0.1)

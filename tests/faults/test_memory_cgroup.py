@@ -8,7 +8,7 @@ import pytest
 from support.rabbit import Rabbit
 from support.workers import Project, eventually
 
-pytestmark = [pytest.mark.faults, pytest.mark.alone]
+pytestmark = pytest.mark.faults
 
 LIMIT = 150 * 2**20
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from support.rabbit import Rabbit
@@ -35,10 +34,6 @@ workers:
     return project.start("pooled")
 
 
-def executors(worker: Worker) -> set[int]:
-    return set(map(int, Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()))
-
-
 def ended(project: Project) -> list[str]:
     return [line.split()[1] for line in project.ledger if line.startswith("end")]
 
@@ -46,7 +41,7 @@ def ended(project: Project) -> list[str]:
 def test_the_death_of_one_executor_disturbs_no_other(project: Project, rabbit: Rabbit, queue: str) -> None:
     """Its message is retried, those of the others end, and a fourth executor is there again."""
     worker = start(project, queue, "executors: 4", "retry: {delays: [300ms]}")
-    eventually(lambda: len(executors(worker)) == 4, "four executors")
+    eventually(lambda: len(worker.executors()) == 4, "four executors")
     rabbit.publish(queue, *({"n": n, "sleep": 2} for n in range(4)))
     eventually(lambda: len(project.ledger) == 4, "four starts")
     assert len({line.split()[2] for line in project.ledger}) == 4, "one message each"
@@ -110,12 +105,12 @@ def test_an_executor_whose_memory_has_grown_is_replaced(project: Project, rabbit
 def test_a_hangup_replaces_all_executors_one_after_the_other(project: Project, rabbit: Rabbit, queue: str) -> None:
     """New code is loaded, and at no moment is there nobody who works."""
     worker = start(project, queue, "executors: 3")
-    eventually(lambda: len(executors(worker)) == 3, "three executors")
-    before = executors(worker)
+    eventually(lambda: len(worker.executors()) == 3, "three executors")
+    before = set(worker.executors())
     worker.signal(signal.SIGHUP)
     deadline = time.monotonic() + 30
-    while executors(worker) & before:
-        assert len(executors(worker)) >= 2, "two at once"
+    while before.intersection(worker.executors()):
+        assert len(worker.executors()) >= 2, "two at once"
         assert time.monotonic() < deadline, "not all were replaced"
         time.sleep(0.005)
     worker.wait_for("executor.replaced", count=3)

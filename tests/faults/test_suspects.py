@@ -58,7 +58,7 @@ def test_of_many_callbacks_at_once_exactly_those_that_kill_their_process_become_
     """)
     rabbit.declare(queue, queue_type="quorum")
     killers = set(dice.sample(range(MESSAGES), KILLERS))
-    rabbit.publish(
+    rabbit.publish_many(
         queue,
         *(
             {"n": n, "kills": n in killers, "before": dice.uniform(0, 0.02), "after": dice.uniform(0, 0.02)}

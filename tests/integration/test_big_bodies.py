@@ -17,6 +17,7 @@ def peak_memory(pid: int) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
+@pytest.mark.alone  # an executor that gets no processor for long is read ahead of: it could be a long callback
 def test_a_prefetch_window_of_big_bodies_is_not_read_into_memory_at_once(
     project: Project, rabbit: Rabbit, queue: str
 ) -> None:

@@ -179,6 +179,7 @@ def test_replay_stops_at_the_first_refusal_and_keeps_the_rest(project, client, q
     client.wait_ready(full, 1)
 
 
+@pytest.mark.alone
 def test_nothing_is_lost_when_replay_is_killed_in_the_middle(project, client, queue):
     """SIGKILL between publish and acknowledgement: every message is in at least one of the two queues."""
     sent = {b'{"n": 1}', b'{"n": 2}', b'{"n": 3}', *(b"%d" % number for number in range(MANY))}
@@ -193,6 +194,7 @@ def test_nothing_is_lost_when_replay_is_killed_in_the_middle(project, client, qu
     assert client.drain(queue, f"{queue}.dead", until=len(sent)) == sent
 
 
+@pytest.mark.alone
 def test_an_interrupted_replay_waits_for_what_is_on_its_way_and_counts_it(project, client, queue):
     """Ctrl-C: each message is in exactly one of the two queues, the numbers are those of the broker, exit 130."""
     lines = b"".join(b"%d\n" % number for number in range(MANY))

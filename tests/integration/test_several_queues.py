@@ -43,6 +43,7 @@ logging: {{level: warning}}
 """)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_starts_are_shared_in_proportion_to_the_weights(
     project: Project, rabbit: Rabbit, queues: dict[str, str]
@@ -51,7 +52,7 @@ def test_starts_are_shared_in_proportion_to_the_weights(
     weights = {queues["high"]: 20, queues["middle"]: 5, queues["low"]: 1}
     configure(project, weights)
     for kind, count in (("high", 8200), ("middle", 2400), ("low", 800)):
-        rabbit.publish(queues[kind], *({"n": n} for n in range(count)))
+        rabbit.publish_many(queues[kind], *({"n": n} for n in range(count)))
     worker = project.run("many")
     eventually(lambda: len(project.ledger) >= 2 * 10_000, "10,000 messages", within=120)
     starts = [line.split()[1] for line in project.ledger if line.startswith("start")][:10_000]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 class Worker:
@@ -68,13 +68,16 @@ class Worker:
                 self._arrived.wait(min(left, 0.2))
             return found[count - 1]
 
+    def executors(self) -> list[int]:
+        """The pids of its children."""
+        return list(map(int, Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()))
+
     def executor_pid(self) -> int:
         """The worker's only child."""
         deadline = time.monotonic() + DEADLINE
         while time.monotonic() < deadline:
-            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-            if children:
-                return int(children[0])
+            if found := self.executors():
+                return found[0]
             time.sleep(0.005)
         raise AssertionError("the worker has no executor")
 

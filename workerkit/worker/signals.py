@@ -74,6 +74,10 @@ class Signals:
             signal.signal(number, _caught)
         loop.add_reader(self._pipe, on_readable)
 
+    def tell_no_more(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Call no more handlers: what one of them starts while the loop is being closed would never run."""
+        loop.remove_reader(self._pipe)
+
     def _block(self) -> None:
         self._mask.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
 
