@@ -39,11 +39,7 @@ class Waiting:
     def take(self, queue: str, most: int) -> list[Delivery]:
         """The next ones of a queue."""
         waiting = self.queues[queue]
-        if len(waiting) <= most:
-            taken = list(waiting)
-            waiting.clear()
-            return taken
-        return [waiting.popleft() for _ in range(most)]
+        return [waiting.popleft() for _ in range(min(most, len(waiting)))]
 
     def take_all(self) -> list[Delivery]:
         """All of them."""
@@ -54,11 +50,8 @@ class Waiting:
     def forget(self, receipts: Collection[Any]) -> int:
         """Drop those that are the broker's again; returns how many."""
         before = len(self)
-        for waiting in self.queues.values():
-            kept = [delivery for delivery in waiting if delivery.receipt not in receipts]
-            if len(kept) < len(waiting):
-                waiting.clear()
-                waiting.extend(kept)
+        for queue, waiting in self.queues.items():
+            self.queues[queue] = deque(one for one in waiting if one.receipt not in receipts)
         return before - len(self)
 
 
