@@ -163,7 +163,7 @@ class Life:
     # ---- what the executor says
 
     def on_frames(self, frames: list[Frame]) -> None:
-        """Take the frames of one read."""
+        """Take these frames, then hand over together what was acknowledged since the last time."""
         for kind, data, start, end in frames:
             if kind == Kind.SETTLED:
                 self._on_settled(*unpack_settled(data, start, end))
@@ -180,11 +180,7 @@ class Life:
                 failure = msgspec.json.decode(data[start:end])
                 mendable = not failure["configuration"]
                 self._pool.on_load_failed(failure["text"], failure["traceback"], mendable=mendable)
-
-    def on_drained(self) -> None:
-        """Hand over together what was acknowledged since the last time."""
-        finished = self.holding.acknowledged()
-        if finished:
+        if finished := self.holding.acknowledged():
             self.fruitful = True
             self._seat.on_acknowledged(finished)
 

@@ -48,7 +48,7 @@ async def test_a_late_wake_up_does_not_leave_the_next_acknowledgement_lying() ->
     executor = stage.ready(1)
     executor.begin(1)
     executor.settle(1)
-    stage.pool._seats[0].life.on_drained()  # type: ignore[union-attr]  # it looked just then, for another reason
+    stage.pool._seats[0].life.on_frames([])  # type: ignore[union-attr]  # it looked just then, for another reason
     executor.drain()  # and now reads the WAKE, with nothing in flight
     stage.run(2)
     executor.begin(2)
