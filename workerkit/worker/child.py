@@ -89,8 +89,6 @@ class Child:
 
     def drain(self) -> bool:
         """Hand over everything that has arrived, through the socket and in the page. False: the stream has ended."""
-        if self.closed:
-            return False
         frames: list[Frame] = []
         alive = True
         try:
@@ -108,9 +106,7 @@ class Child:
         return alive
 
     def close(self) -> None:
-        """Stop listening and let go of the socket and the page. Harmless when repeated."""
-        if self.closed:
-            return
+        """Stop listening and let go of the socket and the page."""
         self.closed = True
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
@@ -119,7 +115,7 @@ class Child:
         self._set_congested(False)
 
     def _on_readable(self) -> None:
-        if not self.drain() and not self.closed:
+        if not self.drain():
             self._loop.remove_reader(self._sock.fileno())
             self.on_end_of_stream()
 
@@ -245,8 +241,6 @@ class ProcessChild(Child):
 
     async def stacks(self) -> str:
         """The stack of every thread, from faulthandler's own signal handler: it needs no GIL."""
-        if self._process.returncode is not None:
-            return ""
         self._process.send_signal(signal.SIGUSR1)
         deadline = self._loop.time() + _STACKS_DEADLINE
         size = 0

@@ -6,6 +6,7 @@ Each executor has a ``Life`` of its own, so nothing in it is ever reset for the 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -69,6 +70,7 @@ class Life:
         self._killer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Task[None] | None = None
         self._numbers: dict[str, int] = {}  # of the worker's queues, on the link
+        self._callback_timeout = math.inf
         self._named: int | None = None  # what it dies of, as far as that is known, and why
         self._cause: Cause | None = None
         self._cancelled: dict[int, tuple[float, Cause]] = {}  # when these coroutines must have ended, and why
@@ -152,12 +154,10 @@ class Life:
 
     async def stacks(self) -> dict[str, Any]:
         """The stack of every thread and what it runs, as keys for a log line."""
-        running = [self.holding.find(one.seq) for one in self.holding.running()]
-        about: dict[str, Any] = {"note": "no message is being worked on"}
-        if len(running) == 1:
-            about = describe(running[0])
-        elif running:
-            about = {"messages": [describe(delivery) for delivery in running]}
+        running = [describe(self.holding.find(one.seq)) for one in self.holding.running()]
+        about: dict[str, Any] = running[0] if len(running) == 1 else {"messages": running}
+        if not running:
+            about = {"note": "no message is being worked on"}
         return {"executor_pid": self.pid, **about, "stack": await self._child.stacks()}
 
     # ---- what the executor says
@@ -191,6 +191,8 @@ class Life:
     def _on_ready(self, resolved: Resolved) -> None:
         self.resolved = resolved
         self._numbers = {queue: number for number, queue in enumerate(resolved.queues)}
+        if resolved.callback_timeout is not None and not self._pool.spec.inline:  # debugging takes hours
+            self._callback_timeout = resolved.callback_timeout
         self._seat.on_ready(resolved)
 
     def _on_settled(self, seq: int, duration_ns: int, outcome: Outcome) -> None:
@@ -239,38 +241,29 @@ class Life:
         self._timer = None
         # Should a processor with weaker rules than x86 ever let a wake-up get lost (see Page.must_wake), it ends here.
         self._child.drain()
-        if self._child.closed:
-            return
-        if not (self.holding.inflight or self.holding.running()):
+        running = self.holding.running()
+        if not (self.holding.inflight or running):
             if self.leaving:
                 self.kill_after(EXIT_TIMEOUT)  # a thread or an atexit handler may hang
             return
-        running = self.holding.running()
         now_ns = time.monotonic_ns()
-        overdue = [one for one in running if (left := self._left(one, now_ns)) is not None and left <= 0]
-        stuck = [one for one in overdue if not self._cancel(one)]
+        stuck = [one for one in running if self._left(one, now_ns) <= 0 and not self._cancel(one)]
         if stuck:
             self._asking = self._loop.create_task(self._end(stuck[0]))
             return
         self._look_at_loop(running, now_ns)
         self._timer = self._loop.call_later(self._next_look(running, now_ns), self._look)
 
-    def _left(self, one: Running, now_ns: int) -> float | None:
-        """Seconds that are left of its time; None when it has all the time in the world."""
+    def _left(self, one: Running, now_ns: int) -> float:
+        """Seconds that are left of its time."""
         if one.seq in self._cancelled:
             return self._cancelled[one.seq][0] - self._loop.time()
         limit = SHUTDOWN_TIMEOUT if one.phase is Phase.SHUTDOWN else self._callback_timeout
-        return None if limit is None else limit - (now_ns - one.since_ns) / 1e9
-
-    @property
-    def _callback_timeout(self) -> float | None:
-        # Debugging takes hours.
-        return None if self.resolved is None or self._pool.spec.inline else self.resolved.callback_timeout
+        return limit - (now_ns - one.since_ns) / 1e9
 
     def _next_look(self, running: Sequence[Running], now_ns: int) -> float:
-        limits = [left for one in running if (left := self._left(one, now_ns)) is not None]
         # No longer than the limit: then a look sees each callback before its time is up, and the next is in time.
-        most = min([_LOOK_SELDOM, self._callback_timeout or _LOOK_SELDOM, *limits])
+        most = min([_LOOK_SELDOM, self._callback_timeout, *(self._left(one, now_ns) for one in running)])
         oldest = max([now_ns - one.since_ns for one in running], default=0) / 1e9
         if self._pool.on_look(self._seat, oldest) or self.leaving:  # somebody waits for it
             return min(_LOOK_OFTEN, most)
@@ -282,7 +275,7 @@ class Life:
         cancellable = self.resolved.asynchronous and one.phase is Phase.CALLBACK and not self._pool.spec.inline
         if not cancellable or one.seq in self._cancelled:
             return False
-        cause = cause or timed_out(self._callback_timeout or 0.0, "", "the callback")
+        cause = cause or timed_out(self._callback_timeout, "", "the callback")
         self._cancelled[one.seq] = self._loop.time() + CANCEL_TIMEOUT, cause
         self._child.send(cancel_frame(one.seq))
         return True
@@ -297,7 +290,7 @@ class Life:
             elif one.phase is Phase.SHUTDOWN:
                 cause = timed_out(SHUTDOWN_TIMEOUT, stacks, "shutdown()")
             else:
-                cause = timed_out(self._callback_timeout or 0.0, stacks, "the callback")
+                cause = timed_out(self._callback_timeout, stacks, "the callback")
             delivery = self.holding.find(one.seq)
             self._log.error("callback.timeout", cause=cause.message, stack=stacks, **describe(delivery))
             # What its shutdown() is about is the death before.

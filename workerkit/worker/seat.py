@@ -171,7 +171,7 @@ class Seat:
         long_life = life.resolved is not None and self._loop.time() - life.started > _SHORT_LIFE
         of_use = life.fruitful or life.leaving or blamed is not None or bool(verdict.suspects)
         self._in_vain = 0 if of_use or long_life else self._in_vain + 1
-        # The shutdown() of these did not even begin.
+        # The shutdown() of these has died, or did not even begin.
         for seq, aftermath in life.holding.aftermaths.items():
             self._settle_by_default(life.holding.inflight.pop(seq), aftermath)
         left = list(life.holding.inflight.values())
@@ -193,11 +193,9 @@ class Seat:
         holding = life.holding
         died_in_shutdown = None
         for seq in verdict.in_shutdown:
-            delivery = holding.inflight.pop(seq, None)
-            aftermath = holding.aftermaths.pop(seq, Aftermath(cause))
-            if delivery is not None:
-                died_in_shutdown = delivery
-                self._settle_by_default(delivery, aftermath)
+            if seq in holding.inflight:
+                died_in_shutdown = holding.inflight[seq]
+                holding.aftermaths.setdefault(seq, Aftermath(cause))
         for seq in verdict.suspects:
             self._take_for_shutdown(life, seq, cause, suspect=True)
         if verdict.blamed is not None:
