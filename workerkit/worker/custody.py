@@ -23,6 +23,8 @@ class Waiting:
 
     def __init__(self) -> None:
         self.queues: dict[str, deque[Delivery]] = {}
+        self.aside: list[Delivery] = []
+        """Not to be given to an executor: somebody is about to ``take_all``."""
 
     def __len__(self) -> int:
         return sum(map(len, self.queues.values()))
@@ -42,17 +44,19 @@ class Waiting:
         return [waiting.popleft() for _ in range(min(most, len(waiting)))]
 
     def take_all(self) -> list[Delivery]:
-        """All of them."""
-        taken = [delivery for waiting in self.queues.values() for delivery in waiting]
+        """All of them, and what is aside."""
+        taken = self.aside + [delivery for waiting in self.queues.values() for delivery in waiting]
         self.queues.clear()
+        self.aside = []
         return taken
 
     def forget(self, receipts: Collection[Any]) -> int:
         """Drop those that are the broker's again; returns how many."""
-        before = len(self)
+        before = len(self) + len(self.aside)
+        self.aside = [one for one in self.aside if one.receipt not in receipts]
         for queue, waiting in self.queues.items():
             self.queues[queue] = deque(one for one in waiting if one.receipt not in receipts)
-        return before - len(self)
+        return before - len(self) - len(self.aside)
 
 
 class Holding:

@@ -90,18 +90,18 @@ class Life:
 
     # ---- what the pool asks for
 
-    def send(self, deliveries: Sequence[Delivery], first: int) -> None:
-        """Have these run, in order, numbered from ``first``."""
-        self.holding.add(deliveries, first)
+    def send(self, deliveries: Sequence[Delivery]) -> None:
+        """Have these run, in order."""
+        self.holding.add(deliveries, self._pool.number(len(deliveries)))
         self._child.send(*deliver_frames(deliveries, self._numbers))
         self.watch()
 
-    def send_aftermath(self, delivery: Delivery, aftermath: Aftermath, seq: int) -> None:
+    def send_aftermath(self, delivery: Delivery, aftermath: Aftermath) -> None:
         """Have ``shutdown`` run for a message that ran when another executor died."""
-        self.holding.add_aftermath(delivery, aftermath, seq)
+        self.holding.add_aftermath(delivery, aftermath, self._pool.number(1))
         self._child.send(aftermath_frame(delivery, aftermath, self._numbers))
         if aftermath.settled is not None:
-            self.holding.settled(seq, aftermath.settled)  # nothing more will be said of it
+            self.holding.settled(delivery.seq, aftermath.settled)  # nothing more will be said of it
         self.watch()
 
     def leave(self) -> None:

@@ -66,8 +66,7 @@ class Pool:
         self._selector: Selector | None = None
         self._window: Callable[[str], int] = lambda _: 0
         self._waiting = Waiting()
-        self._aside: list[Delivery] = []  # put back while a recall is under way, and its
-        self._recalls = 0
+        self._recalls = 0  # under way
         self._last_number = 0
         self._gone = asyncio.Event()
         self._choosing: asyncio.TimerHandle | None = None
@@ -97,7 +96,7 @@ class Pool:
     @property
     def busy(self) -> bool:
         """Whether any delivery is still here."""
-        return bool(self._waiting or self._aside) or any(seat.busy for seat in self._seats)
+        return bool(self._waiting or self._waiting.aside) or any(seat.busy for seat in self._seats)
 
     def run(self, deliveries: list[Delivery]) -> None:
         """Have messages of one queue worked on."""
@@ -126,7 +125,7 @@ class Pool:
             await asyncio.sleep(RECALL_GRACE)
         finally:
             self._recalls -= 1
-        unstarted = self._take_waiting()
+        unstarted = self._waiting.take_all()
         for seat in self._seats:
             unstarted += seat.take_alone()
             if seat.life in lives:
@@ -134,16 +133,9 @@ class Pool:
         self.consumer.on_change()
         return unstarted
 
-    def _take_waiting(self) -> list[Delivery]:
-        waiting, self._aside = self._aside + self._waiting.take_all(), []
-        return waiting
-
     def forget(self, receipts: Collection[Any]) -> int:
         """These are the broker's again: drop what was not started, and count it. What runs settles in vain."""
-        aside = [delivery for delivery in self._aside if delivery.receipt not in receipts]
-        dropped = self._waiting.forget(receipts) + len(self._aside) - len(aside)
-        self._aside = aside
-        dropped += sum(seat.forget(receipts) for seat in self._seats)
+        dropped = self._waiting.forget(receipts) + sum(seat.forget(receipts) for seat in self._seats)
         self.consumer.on_change()
         self.dispatch()
         return dropped
@@ -162,7 +154,7 @@ class Pool:
     def hand_back(self) -> None:
         """End the executors now, for good; the messages that they run are released, not blamed."""
         self._end_all()
-        unstarted = self._take_waiting()
+        unstarted = self._waiting.take_all()
         for seat in self._seats:
             unstarted += seat.give_up()
             if seat.life is not None:
@@ -228,8 +220,8 @@ class Pool:
         if self.side_by_side and any(delivery.alone for delivery in deliveries):
             seat.alone.extend(delivery for delivery in deliveries if delivery.alone)
             deliveries = [delivery for delivery in deliveries if not delivery.alone]
-        if deliveries:
-            seat.send(deliveries)
+        if deliveries and seat.life is not None:
+            seat.life.send(deliveries)
         seat.go_on()
         self._see_to_full(seat)
 
@@ -357,7 +349,7 @@ class Pool:
         kept = [delivery for delivery in deliveries if not (self.ending or delivery.lost)]
         self.consumer.on_unstarted(back)
         if self._recalls:
-            self._aside += kept
+            self._waiting.aside += kept
         else:
             self._waiting.put_back(kept)
             self.dispatch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from workerkit.envelope import is_alone
@@ -88,21 +88,16 @@ class Seat:
                 return 0
         return min(depth - len(holding.inflight), holding.room)
 
-    def send(self, deliveries: Sequence[Delivery]) -> None:
-        """Have these run."""
-        assert self.life is not None
-        self.life.send(deliveries, self._pool.number(len(deliveries)))
-
     def go_on(self) -> None:
         """Send what has to come before anything new."""
         life = self.life
         if life is None or not self.ready:
             return
         for delivery, aftermath in self._aftermaths:
-            life.send_aftermath(delivery, aftermath, self._pool.number(1))
+            life.send_aftermath(delivery, aftermath)
         self._aftermaths.clear()
         if self.alone and not life.holding.inflight:
-            self.send([self.alone.popleft()])
+            life.send([self.alone.popleft()])
 
     def give_up(self) -> list[Delivery]:
         """Settle by default what waits for its ``shutdown``; return what has not been started."""
@@ -247,8 +242,6 @@ class Seat:
         self._log.error("executor.exit", **about)
 
     def _open_later(self) -> None:
-        if self._pool.spec.inline:
-            return
         delay = RESTART_DELAYS[min(self._in_vain, len(RESTART_DELAYS) - 1)]
         if delay:
             self._log.warning("executor.restart", in_seconds=delay, executors_in_vain=self._in_vain)
