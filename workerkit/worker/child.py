@@ -70,6 +70,7 @@ class Child:
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
         self._congested = False
+        self._ended = False  # then drain() reads to the last byte
         self.page = page
         self.closed = False
         sock.setblocking(False)
@@ -94,7 +95,7 @@ class Child:
         try:
             while data := self._sock.recv(READ_SIZE):
                 frames += self._reader.feed(data)
-                if len(data) < READ_SIZE:
+                if len(data) < READ_SIZE and not self._ended:
                     break
             else:
                 alive = False
@@ -267,20 +268,14 @@ class ProcessChild(Child):
             self._orphans.on_gone(self._mark)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # some of it may be another user's
             os.killpg(self.pid, signal.SIGKILL)  # what it started must not outlive it
-        while self.drain() and self._has_more():
-            pass
+        self._ended = True
+        self.drain()
         for output in self._outputs:
             output.close()
         crash_text = self._read_crash_text()
         os.close(self._crash_fd)
         code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
         self._events.on_exit(Exit(code, number, crash_text))
-
-    def _has_more(self) -> bool:
-        try:
-            return bool(self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            return False
 
 
 class _Output:

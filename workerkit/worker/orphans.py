@@ -60,8 +60,7 @@ class Orphans:
 
     def on_gone(self, mark: str) -> None:
         """An executor has ended, and its exit status was taken: end what it left."""
-        pid = self._executors.pop(mark)
-        self._sweep(executor_pid=pid)
+        self._sweep(executor_pid=self._executors.pop(mark))
 
     def on_child(self) -> None:
         """A child ended (SIGCHLD). What it left is the consumer's now."""
@@ -114,11 +113,10 @@ def _collect(pid: int) -> bool:
 def _mark(pid: int) -> str:
     """To which executor a process says it belongs; empty when it does not say so, or cannot be asked."""
     try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        variables = os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes()).split("\0")
     except OSError:
         return ""
-    start = f"{MARK}=".encode()
-    return next((item[len(start) :].decode("ascii", "replace") for item in variables if item.startswith(start)), "")
+    return next((item.removeprefix(f"{MARK}=") for item in variables if item.startswith(f"{MARK}=")), "")
 
 
 def _end_tree(pid: int) -> dict[int, str]:

@@ -60,9 +60,13 @@ class Pool:
         """No other executor is to be started."""
         self.ahead: Callable[[], int] = lambda: 1
         """Messages that an executor should have when there are several."""
+        self.concurrency = 1
+        """Callbacks that each executor runs at once."""
         self._loop = asyncio.get_running_loop()
         self._seats = [Seat(self)]
-        self._resolved: Resolved | None = None
+        self._loaded = False  # an executor has, once
+        self._max_messages: int | None = None
+        self._recycle_memory: int | None = None
         self._selector: Selector | None = None
         self._window: Callable[[str], int] = lambda _: 0
         self._waiting = Waiting()
@@ -77,11 +81,6 @@ class Pool:
     @property
     def _lives(self) -> list[Life]:
         return [seat.life for seat in self._seats if seat.life is not None]
-
-    @property
-    def side_by_side(self) -> bool:
-        """Whether an executor runs several callbacks at once."""
-        return self._resolved is not None and self._resolved.concurrency > 1
 
     # ---- what the consumer asks for
 
@@ -100,7 +99,7 @@ class Pool:
 
     def run(self, deliveries: list[Delivery]) -> None:
         """Have messages of one queue worked on."""
-        if self.side_by_side:
+        if self.concurrency > 1:
             for delivery in deliveries:
                 delivery.alone = is_alone(delivery.raw_properties)
         if self._selector is not None:
@@ -183,12 +182,12 @@ class Pool:
 
     def dispatch(self) -> None:
         """Send what waits to executors that have room for it."""
-        if not self._waiting or self._resolved is None:
+        if not self._waiting:
             return
         if self._selector is not None:
-            self._dispatch_chosen(self._selector, self._resolved.concurrency)
+            self._dispatch_chosen(self._selector)
         else:
-            depth = SLOTS if len(self._seats) == 1 else max(self._resolved.concurrency, self.ahead())
+            depth = SLOTS if len(self._seats) == 1 else max(self.concurrency, self.ahead())
             self._dispatch_in_order(next(iter(self._waiting.queues)), depth)
         if self._waiting:
             for life in self._lives:
@@ -201,10 +200,10 @@ class Pool:
                 return
             self._send(seat, queue, min(room, -(-waiting // len(self._seats))))
 
-    def _dispatch_chosen(self, selector: Selector, depth: int) -> None:
+    def _dispatch_chosen(self, selector: Selector) -> None:
         now = time.monotonic()
         while waiting := {queue: len(deliveries) for queue, deliveries in self._waiting.queues.items() if deliveries}:
-            seat, room = self._roomiest(depth)
+            seat, room = self._roomiest(self.concurrency)
             if room <= 0:
                 return
             queue = selector.choose(waiting, now)
@@ -217,7 +216,7 @@ class Pool:
 
     def _send(self, seat: Seat, queue: str, most: int) -> None:
         deliveries = self._waiting.take(queue, most)
-        if self.side_by_side and any(delivery.alone for delivery in deliveries):
+        if self.concurrency > 1 and any(delivery.alone for delivery in deliveries):
             seat.alone.extend(delivery for delivery in deliveries if delivery.alone)
             deliveries = [delivery for delivery in deliveries if not delivery.alone]
         if deliveries and seat.life is not None:
@@ -244,8 +243,7 @@ class Pool:
     @property
     def _most_messages(self) -> int | None:
         """How many messages an executor may have; no limit while one is being replaced."""
-        most = None if self._resolved is None else self._resolved.max_messages
-        return most if most is not None and self._may_replace else None
+        return self._max_messages if self._max_messages is not None and self._may_replace else None
 
     def _see_to_full(self, seat: Seat) -> None:
         """Its executor has had all that it should: it ends after that."""
@@ -256,8 +254,7 @@ class Pool:
         life.leave()
 
     def _see_to_memory(self, seat: Seat) -> None:
-        limit = None if self._resolved is None else self._resolved.recycle_memory
-        life, now = seat.life, self._loop.time()
+        limit, life, now = self._recycle_memory, seat.life, self._loop.time()
         if limit is None or life is None or now - self._memory_seen < _MEMORY_INTERVAL or not self._may_replace:
             return
         self._memory_seen = now
@@ -300,8 +297,9 @@ class Pool:
 
     def on_ready(self, resolved: Resolved) -> None:
         """An executor is ready for messages."""
-        first = self._resolved is None
-        self._resolved = resolved
+        first, self._loaded = not self._loaded, True
+        self.concurrency = resolved.concurrency
+        self._max_messages, self._recycle_memory = resolved.max_messages, resolved.recycle_memory
         self.consumer.on_ready(resolved)
         if first and not self.ending:
             others = [Seat(self) for _ in range(0 if self.spec.inline else resolved.executors - 1)]
@@ -324,7 +322,7 @@ class Pool:
 
     def on_load_failed(self, text: str, trace: str, *, mendable: bool) -> None:
         """An executor could not load the task. It is tried again if it did before, or if the reason may pass."""
-        fatal = self._resolved is None and not mendable
+        fatal = not (self._loaded or mendable)
         self.ending = self.ending or fatal
         self.consumer.on_load_failed(text, trace, fatal=fatal)
 
@@ -332,8 +330,8 @@ class Pool:
         """The callbacks of these have ended, or a ``shutdown`` has."""
         if finished:
             self.consumer.on_finished(finished)
-            if self._selector is not None and self._resolved is not None:
-                now, slots = time.monotonic(), self._resolved.concurrency * len(self._seats)
+            if self._selector is not None:
+                now, slots = time.monotonic(), self.concurrency * len(self._seats)
                 for queue in {delivery.queue for delivery in finished}:
                     if self._window(queue) <= slots:  # it could not send the next one before
                         self._selector.on_open(queue, now)
@@ -356,12 +354,12 @@ class Pool:
 
     def on_look(self, seat: Seat, seconds: float) -> bool:
         """A callback has been running for so long: can what waits behind it go elsewhere? True: something waits."""
-        life, resolved = seat.life, self._resolved
+        life = seat.life
         behind = life is not None and life.holding.behind
-        if life is None or resolved is None or not (behind or self._waiting):
+        if life is None or not (behind or self._waiting):
             return False
         if seconds > _BEHIND:
-            elsewhere = any(other.room(resolved.concurrency) > 0 for other in self._seats if other is not seat)
+            elsewhere = any(other.room(self.concurrency) > 0 for other in self._seats if other is not seat)
             if behind and elsewhere and self._moving is None:
                 self._moving = self._loop.create_task(self._move(seat, life))
             elif not elsewhere:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,7 @@ class Seat:
         self._in_vain = 0  # executors in a row that came to nothing
         self._aftermaths: list[tuple[Delivery, Aftermath]] = []
         self._idle_death_before: Delivery | None = None  # what came next when an executor died that ran nothing
-        self.alone: deque[Delivery] = deque()
+        self.alone: list[Delivery] = []
         """What is to run with nothing beside it."""
         self.life: Life | None = None
 
@@ -82,7 +81,7 @@ class Seat:
         if life is None or not self.ready or self.alone or self._aftermaths:
             return 0
         holding = life.holding
-        if self._pool.side_by_side:
+        if self._pool.concurrency > 1:
             first = next(iter(holding.inflight.values()), None)  # one that runs alone has no second
             if holding.aftermaths or (first is not None and first.alone):
                 return 0
@@ -97,7 +96,7 @@ class Seat:
             life.send_aftermath(delivery, aftermath)
         self._aftermaths.clear()
         if self.alone and not life.holding.inflight:
-            life.send([self.alone.popleft()])
+            life.send([self.alone.pop(0)])
 
     def give_up(self) -> list[Delivery]:
         """Settle by default what waits for its ``shutdown``; return what has not been started."""
@@ -108,15 +107,14 @@ class Seat:
 
     def take_alone(self) -> list[Delivery]:
         """Take back what waits to run alone."""
-        unstarted = list(self.alone)
-        self.alone.clear()
+        unstarted, self.alone = self.alone, []
         return unstarted
 
     def forget(self, receipts: Collection[Any]) -> int:
         """Drop what is the broker's again and not started; returns how many."""
         kept = [delivery for delivery in self.alone if delivery.receipt not in receipts]
         dropped = len(self.alone) - len(kept)
-        self.alone = deque(kept)
+        self.alone = kept
         for delivery, _ in self._aftermaths:
             delivery.lost = delivery.lost or delivery.receipt in receipts
         dropped += 0 if self.life is None else self.life.forget(receipts)
@@ -170,7 +168,7 @@ class Seat:
         for seq, aftermath in life.holding.aftermaths.items():
             self._settle_by_default(life.holding.inflight.pop(seq), aftermath)
         left = list(life.holding.inflight.values())
-        self.alone.extendleft(delivery for delivery in left if delivery.alone and not delivery.lost)  # one at most
+        self.alone[:0] = [delivery for delivery in left if delivery.alone and not delivery.lost]
         planned = life.leaving or self._pool.ending
         if not (planned and status.code in (ExitCode.OK, ExitCode.CONFIGURATION)):
             self._log_exit(life, status, cause, verdict, blamed)
@@ -195,7 +193,7 @@ class Seat:
             self._take_for_shutdown(life, seq, cause, suspect=True)
         if verdict.blamed is not None:
             blamed = self._take_for_shutdown(life, verdict.blamed, cause, suspect=False)
-            if blamed is not None and verdict.alone and self._pool.side_by_side:
+            if blamed is not None and verdict.alone and self._pool.concurrency > 1:
                 blamed.alone = True
             return blamed
         if verdict.idle and holding.inflight:
