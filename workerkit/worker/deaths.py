@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from workerkit.settlement import Cause, Reason
 from workerkit.worker.child import Exit
@@ -34,40 +33,16 @@ def timed_out(seconds: float, stacks: str, what: str) -> Cause:
     return Cause(Reason.TIMEOUT, f"{what} ran longer than {seconds:g} s", traceback=stacks)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the deliveries that ran have to do with a death, by number. All that had not begun is innocent.
+def attribute(running: Sequence[Running], *, named: int | None, handing_back: bool) -> list[int]:
+    """The numbers of those that an executor may have died of; nobody knows of which, when they are several.
 
-    Attributes:
-        blamed: the one that it died of.
-        alone: nothing speaks against that one but that no other callback ran.
-        suspects: nobody knows which of these it died of; each is to run alone.
-        in_shutdown: their ``shutdown`` ran, so that will not run again.
-        idle: nothing ran, and it was nobody's doing.
-    """
-
-    blamed: int | None = None
-    alone: bool = False
-    suspects: tuple[int, ...] = ()
-    in_shutdown: tuple[int, ...] = ()
-    idle: bool = False
-
-
-def attribute(running: Sequence[Running], *, named: int | None = None, handing_back: bool = False) -> Verdict:
-    """Say who is to blame.
+    All that had not begun is innocent.
 
     Args:
-        running: what the page says that the executor ran.
+        running: what the page says that it ran.
         named: the delivery that the dying executor named itself, or for whose sake the consumer has ended it.
         handing_back: the consumer has ended it at the deadline of a stop, for nobody's sake.
     """
-    in_callback = tuple(one.seq for one in running if one.phase is Phase.CALLBACK)
-    in_shutdown = tuple(one.seq for one in running if one.phase is Phase.SHUTDOWN)
-    if handing_back:
-        return Verdict(in_shutdown=in_shutdown)
-    if named is not None:
-        # Its shutdown() may have begun since, or it may have ended in that instant: the others are still not to blame.
-        return Verdict(named if named in in_callback else None, in_shutdown=in_shutdown)
-    if len(in_callback) == 1:
-        return Verdict(in_callback[0], alone=True, in_shutdown=in_shutdown)
-    return Verdict(suspects=in_callback, in_shutdown=in_shutdown, idle=not running)
+    in_callback = [] if handing_back else [one.seq for one in running if one.phase is Phase.CALLBACK]
+    # Its shutdown() may have begun since, or it may have ended in that instant: the others are still not to blame.
+    return in_callback if named is None else [seq for seq in in_callback if seq == named]

@@ -19,7 +19,7 @@ from workerkit.settlement import Cause, Outcome, Reason, Verb
 from workerkit.worker import memory
 from workerkit.worker.child import Exit
 from workerkit.worker.custody import Holding
-from workerkit.worker.deaths import attribute, classify, timed_out
+from workerkit.worker.deaths import classify, timed_out
 from workerkit.worker.link import (
     Aftermath,
     Frame,
@@ -71,11 +71,9 @@ class Life:
         self._asking: asyncio.Task[None] | None = None
         self._numbers: dict[str, int] = {}  # of the worker's queues, on the link
         self._callback_timeout = math.inf
-        self._named: int | None = None  # what it dies of, as far as that is known, and why
-        self._cause: Cause | None = None
+        self._cause: Cause | None = None  # what it dies of, as far as that is known
         self._cancelled: dict[int, tuple[float, Cause]] = {}  # when these coroutines must have ended, and why
         self._blocking_named = 0
-        self._handing_back = False
         self.on_congested = pool.consumer.on_congested
         self.started = self._loop.time()
         self.resolved: Resolved | None = None
@@ -83,6 +81,10 @@ class Life:
         """It has settled something."""
         self.leaving = False
         """It gets nothing more, and ends when it has done what it has."""
+        self.handing_back = False
+        """It was ended for nobody's sake."""
+        self.named: int | None = None
+        """The delivery for whose sake it was ended, or that it named itself when it died."""
         self.pid = self._child.pid
         self.holding = Holding(self._child.page)
         self._child.send(json_frame(Kind.HELLO, pool.spec))
@@ -120,7 +122,7 @@ class Life:
 
     def hand_back(self) -> None:
         """End it now, for nobody's sake: what it runs is not to blame."""
-        self._handing_back = True
+        self.handing_back = True
         self._child.kill()
 
     def take_unstarted(self, receipts: Collection[Any] | None = None) -> list[Delivery]:
@@ -173,7 +175,7 @@ class Life:
                 self._on_ready(msgspec.json.decode(data[start:end], type=Resolved))
             elif kind == Kind.DYING:
                 dying = unpack_dying(data[start:end])
-                self._named = dying.seq if self._named is None else self._named
+                self.named = dying.seq if self.named is None else self.named
                 self._cause = self._cause or dying.cause
                 self.kill_after(SHUTDOWN_TIMEOUT + EXIT_TIMEOUT)
             elif kind == Kind.FAILED:
@@ -213,7 +215,7 @@ class Life:
     # ---- its end
 
     def on_exit(self, status: Exit) -> None:
-        """It is gone: say why, and who is to blame."""
+        """It is gone: say why, and what it ran."""
         running = self.holding.running()
         for timer in (self._timer, self._killer):
             if timer is not None:
@@ -222,7 +224,7 @@ class Life:
             self._asking.cancel()
         self._child.close()
         cause = self._cause or classify(status, oom_killed=memory.oom_kills() > self._oom_kills)
-        self._seat.on_gone(status, cause, attribute(running, named=self._named, handing_back=self._handing_back))
+        self._seat.on_gone(status, cause, running)
 
     # ---- its time limits
 
@@ -298,7 +300,7 @@ class Life:
         self.watch()
 
     def _end_for(self, seq: int, cause: Cause | None) -> None:
-        self._named, self._cause = seq, cause or self._cause
+        self.named, self._cause = seq, cause or self._cause
         self._child.kill()
 
     def _look_at_loop(self, running: Sequence[Running], now_ns: int) -> None:

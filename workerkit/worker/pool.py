@@ -126,7 +126,8 @@ class Pool:
             self._recalls -= 1
         unstarted = self._waiting.take_all()
         for seat in self._seats:
-            unstarted += seat.take_alone()
+            unstarted += seat.alone
+            seat.alone = []
             if seat.life in lives:
                 unstarted += seat.life.take_unstarted()
         self.consumer.on_change()

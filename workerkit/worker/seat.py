@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workerkit.envelope import is_alone
@@ -11,10 +11,11 @@ from workerkit.errors import ExitCode
 from workerkit.ports import Delivery
 from workerkit.settlement import Cause, Outcome, Verb
 from workerkit.worker.child import Exit
-from workerkit.worker.deaths import Verdict
+from workerkit.worker.deaths import attribute
 from workerkit.worker.life import Life
 from workerkit.worker.link import Aftermath
 from workerkit.worker.loading import Resolved
+from workerkit.worker.page import Phase, Running
 from workerkit.worker.settler import describe
 
 if TYPE_CHECKING:
@@ -103,10 +104,6 @@ class Seat:
         for delivery, aftermath in self._aftermaths:
             self._settle_by_default(delivery, aftermath)
         self._aftermaths.clear()
-        return self.take_alone()
-
-    def take_alone(self) -> list[Delivery]:
-        """Take back what waits to run alone."""
         unstarted, self.alone = self.alone, []
         return unstarted
 
@@ -155,14 +152,15 @@ class Seat:
 
     # ---- its end
 
-    def on_gone(self, status: Exit, cause: Cause, verdict: Verdict) -> None:
+    def on_gone(self, status: Exit, cause: Cause, running: Sequence[Running]) -> None:
         """It is gone: see to what it leaves, and start the next one."""
         life, self.life = self.life, None
         assert life is not None
         self.stop_waiting()
-        blamed = self._see_to(life, cause, verdict)
+        culprits = attribute(running, named=life.named, handing_back=life.handing_back)
+        blamed = self._see_to(life, cause, running, culprits)
         long_life = life.resolved is not None and self._loop.time() - life.started > _SHORT_LIFE
-        of_use = life.fruitful or life.leaving or blamed is not None or bool(verdict.suspects)
+        of_use = life.fruitful or life.leaving or blamed is not None or len(culprits) > 1
         self._in_vain = 0 if of_use or long_life else self._in_vain + 1
         # The shutdown() of these has died, or did not even begin.
         for seq, aftermath in life.holding.aftermaths.items():
@@ -171,7 +169,7 @@ class Seat:
         self.alone[:0] = [delivery for delivery in left if delivery.alone and not delivery.lost]
         planned = life.leaving or self._pool.ending
         if not (planned and status.code in (ExitCode.OK, ExitCode.CONFIGURATION)):
-            self._log_exit(life, status, cause, verdict, blamed)
+            self._log_exit(life, status, cause, culprits, blamed)
         self._pool.on_put_back([delivery for delivery in left if delivery.lost or not delivery.alone])
         if life.resolved is None:
             self._give_up_waiting()
@@ -181,22 +179,22 @@ class Seat:
             self._open_later()
         self._pool.on_gone()
 
-    def _see_to(self, life: Life, cause: Cause, verdict: Verdict) -> Delivery | None:
+    def _see_to(self, life: Life, cause: Cause, running: Sequence[Running], culprits: list[int]) -> Delivery | None:
         """Take out of its deliveries those that had to do with its death; returns the one to blame."""
         holding = life.holding
         died_in_shutdown = None
-        for seq in verdict.in_shutdown:
-            if seq in holding.inflight:
-                died_in_shutdown = holding.inflight[seq]
-                holding.aftermaths.setdefault(seq, Aftermath(cause))
-        for seq in verdict.suspects:
-            self._take_for_shutdown(life, seq, cause, suspect=True)
-        if verdict.blamed is not None:
-            blamed = self._take_for_shutdown(life, verdict.blamed, cause, suspect=False)
-            if blamed is not None and verdict.alone and self._pool.concurrency > 1:
-                blamed.alone = True
+        for one in running:
+            if one.phase is Phase.SHUTDOWN and one.seq in holding.inflight:
+                died_in_shutdown = holding.inflight[one.seq]
+                holding.aftermaths.setdefault(one.seq, Aftermath(cause))
+        if len(culprits) == 1:
+            blamed = self._take_for_shutdown(life, culprits[0], cause, suspect=False)
+            if blamed is not None and life.named is None and self._pool.concurrency > 1:
+                blamed.alone = True  # nothing else speaks against it but that it ran alone
             return blamed
-        if verdict.idle and holding.inflight:
+        for seq in culprits:
+            self._take_for_shutdown(life, seq, cause, suspect=True)
+        if holding.inflight and not running and life.named is None and not life.handing_back:
             return self._see_to_idle_death(life, cause)
         return died_in_shutdown
 
@@ -230,11 +228,11 @@ class Seat:
         elif aftermath.settled is None:
             self._settler.settle(delivery, Outcome(Verb.NACK, cause=aftermath.cause))
 
-    def _log_exit(self, life: Life, status: Exit, cause: Cause, verdict: Verdict, blamed: Delivery | None) -> None:
+    def _log_exit(self, life: Life, status: Exit, cause: Cause, culprits: list[int], blamed: Delivery | None) -> None:
         about: dict[str, Any] = {"executor_pid": life.pid, "code": status.code, "signal": status.signal}
         about |= {"reason": cause.reason.value, "cause": cause.message, **describe(blamed)}
-        if verdict.suspects:
-            about["suspects"] = len(verdict.suspects)
+        if len(culprits) > 1:
+            about["suspects"] = len(culprits)
         if stack := cause.traceback or status.crash_text:
             about["stack"] = stack
         self._log.error("executor.exit", **about)
