@@ -115,16 +115,11 @@ class Holding:
     def acknowledged(self) -> list[Delivery]:
         """Take out what was acknowledged since the last time."""
         found = self._page.acknowledged(self.inflight)
-        if not found:
-            return found
-        inflight, free = self.inflight, self._free
+        inflight, aftermaths, free, is_over = self.inflight, self.aftermaths, self._free, self._page.is_over
         for delivery in found:
             del inflight[delivery.seq]
-        if self.aftermaths:
-            for delivery in found:
-                self.aftermaths.pop(delivery.seq, None)
-        is_over = self._page.is_over
-        for delivery in found:
+            if aftermaths:
+                aftermaths.pop(delivery.seq, None)
             if is_over(delivery):
                 free.append(delivery.slot)
             else:
@@ -137,14 +132,11 @@ class Holding:
 
     def void(self, receipts: Collection[Any] | None = None) -> None:
         """Have nothing started that has not been; with ``receipts``, only what is lost; what runs can see that."""
-        if receipts is None:
-            has_begun = self._page.has_begun
-            for seq, delivery in self.inflight.items():
-                if not has_begun(delivery):  # the task may have released one that has, which is something else
-                    self._page.void(delivery.slot, seq)
-            return
         for seq, delivery in self.inflight.items():
-            if delivery.receipt in receipts:
+            if receipts is None:
+                if not self._page.has_begun(delivery):  # the task may have released one that has: something else
+                    self._page.void(delivery.slot, seq)
+            elif delivery.receipt in receipts:
                 delivery.lost = True
                 self._page.void(delivery.slot, seq, lost=True)
 

@@ -1,8 +1,7 @@
 """What callbacks start and leave behind: known, collected when it ends, ended with its executor.
 
-A process whose parent has ended gets a new one: the nearest ancestor that asked for orphans, else the first process of
-the machine or the container. The consumer asks for them, so everything that an executor's callbacks have started stays
-below the consumer, whatever process group or session it put itself into. Two things follow:
+A process whose parent has ended gets a new one: the nearest ancestor that asked for orphans. The consumer has asked, so
+everything that its executors' callbacks have started stays below it, in whatever process group or session.
 
 1. **Collecting.** An orphan that ends stays a zombie until its parent asks for its exit status. Nobody else will.
 2. **Ending.** An orphan must not outlive its executor. Whose it is says a mark in its environment, which children

@@ -10,16 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Self
 
-WORKER_SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGCONT,
-)
-"""What a worker is told by signals."""
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 
 
 class Signals:
@@ -38,7 +29,7 @@ class Signals:
         os.set_blocking(self._pipe, False)
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _caught) for number in WORKER_SIGNALS}
+        self._before = {number: signal.signal(number, _caught) for number in CAUGHT}
         self._mask = threading.local()
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._let_go)
 
