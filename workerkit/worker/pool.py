@@ -102,17 +102,13 @@ class Pool:
         if self.concurrency > 1:
             for delivery in deliveries:
                 delivery.alone = is_alone(delivery.raw_properties)
+        self._waiting.add(deliveries)
         if self._selector is not None:
             queue = deliveries[0].queue
-            full = self._count(queue) + len(deliveries) >= self._window(queue)
+            here = sum(one.queue == queue for life in self._lives for one in life.holding.inflight.values())
+            full = here + len(self._waiting.queues[queue]) >= self._window(queue)
             self._selector.on_arrival(queue, time.monotonic(), full=full)
-        self._waiting.add(deliveries)
         self.dispatch()
-
-    def _count(self, queue: str) -> int:
-        """How many messages of a queue are here, but for those that wait to run alone."""
-        running = sum(one.queue == queue for life in self._lives for one in life.holding.inflight.values())
-        return running + len(self._waiting.queues.get(queue, ()))
 
     async def recall(self) -> list[Delivery]:
         """Take back every delivery that was not started; those that run go on."""
@@ -183,37 +179,31 @@ class Pool:
 
     def dispatch(self) -> None:
         """Send what waits to executors that have room for it."""
-        if not self._waiting:
-            return
-        if self._selector is not None:
-            self._dispatch_chosen(self._selector)
-        else:
-            depth = SLOTS if len(self._seats) == 1 else max(self.concurrency, self.ahead())
-            self._dispatch_in_order(next(iter(self._waiting.queues)), depth)
+        depth = self.concurrency  # of several queues, nothing is chosen before it can begin
+        if self._selector is None:
+            depth = SLOTS if len(self._seats) == 1 else max(depth, self.ahead())
+        while self._waiting:
+            seat, room = self._roomiest(depth)
+            queue = self._choose() if room > 0 else None
+            if queue is None:
+                break
+            share = -(-len(self._waiting) // len(self._seats)) if self._selector is None else 1
+            self._send(seat, queue, min(room, share))
         if self._waiting:
             for life in self._lives:
                 life.watch()
 
-    def _dispatch_in_order(self, queue: str, depth: int) -> None:
-        while waiting := len(self._waiting.queues[queue]):
-            seat, room = self._roomiest(depth)
-            if room <= 0:
-                return
-            self._send(seat, queue, min(room, -(-waiting // len(self._seats))))
-
-    def _dispatch_chosen(self, selector: Selector) -> None:
-        now = time.monotonic()
-        while waiting := {queue: len(deliveries) for queue, deliveries in self._waiting.queues.items() if deliveries}:
-            seat, room = self._roomiest(self.concurrency)
-            if room <= 0:
-                return
-            queue = selector.choose(waiting, now)
-            if queue is None:
-                if self._choosing is not None:
-                    self._choosing.cancel()
-                self._choosing = self._loop.call_later(MOMENT, self.dispatch)
-                return
-            self._send(seat, queue, 1)
+    def _choose(self) -> str | None:
+        """The queue whose message is next; None: none at this moment."""
+        waiting = {queue: len(deliveries) for queue, deliveries in self._waiting.queues.items() if deliveries}
+        if self._selector is None:
+            return next(iter(waiting))
+        queue = self._selector.choose(waiting, time.monotonic())
+        if queue is None:
+            if self._choosing is not None:
+                self._choosing.cancel()
+            self._choosing = self._loop.call_later(MOMENT, self.dispatch)
+        return queue
 
     def _send(self, seat: Seat, queue: str, most: int) -> None:
         deliveries = self._waiting.take(queue, most)
