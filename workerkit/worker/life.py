@@ -267,7 +267,7 @@ class Life:
         # No longer than the limit: then a look sees each callback before its time is up, and the next is in time.
         most = min([_LOOK_SELDOM, self._callback_timeout, *(self._left(one, now_ns) for one in running)])
         oldest = max([now_ns - one.since_ns for one in running], default=0) / 1e9
-        if self._pool.on_look(self._seat, oldest) or self.leaving:  # somebody waits for it
+        if self._pool.on_look(self._seat, self, oldest) or self.leaving:  # somebody waits for it
             return min(_LOOK_OFTEN, most)
         return min(most, BLOCKED_AFTER) if self.resolved is not None and self.resolved.asynchronous else most
 

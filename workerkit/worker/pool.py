@@ -186,12 +186,11 @@ class Pool:
             seat, room = self._roomiest(depth)
             queue = self._choose() if room > 0 else None
             if queue is None:
-                break
+                for life in self._lives:
+                    life.watch()
+                return
             share = -(-len(self._waiting) // len(self._seats)) if self._selector is None else 1
             self._send(seat, queue, min(room, share))
-        if self._waiting:
-            for life in self._lives:
-                life.watch()
 
     def _choose(self) -> str | None:
         """The queue whose message is next; None: none at this moment."""
@@ -343,11 +342,10 @@ class Pool:
             self._waiting.put_back(kept)
             self.dispatch()
 
-    def on_look(self, seat: Seat, seconds: float) -> bool:
+    def on_look(self, seat: Seat, life: Life, seconds: float) -> bool:
         """A callback has been running for so long: can what waits behind it go elsewhere? True: something waits."""
-        life = seat.life
-        behind = life is not None and life.holding.behind
-        if life is None or not (behind or self._waiting):
+        behind = life.holding.behind
+        if not (behind or self._waiting):
             return False
         if seconds > _BEHIND:
             elsewhere = any(other.room(self.concurrency) > 0 for other in self._seats if other is not seat)
