@@ -13,7 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Protocol
 
 from workerkit.errors import ExitCode
 from workerkit.worker.link import READ_SIZE, Frame, FrameReader
@@ -34,13 +34,7 @@ _CRASH_TEXT_LIMIT = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How an executor ended.
-
-    Attributes:
-        code: its exit code, None when a signal ended it.
-        signal: the number of that signal, else None.
-        crash_text: what faulthandler wrote while it died.
-    """
+    """How an executor ended: with an exit code, or by a signal; and what faulthandler wrote while it died."""
 
     code: int | None
     signal: int | None
@@ -51,10 +45,7 @@ class ChildEvents(Protocol):
     """What the owner of an executor is told. Every call comes from the event loop."""
 
     def on_frames(self, frames: list[Frame]) -> None:
-        """The frames that one read brought."""
-
-    def on_drained(self) -> None:
-        """All frames that have arrived were handed over; the page may say more."""
+        """The frames that have arrived, if any; the page may say more."""
 
     def on_congested(self, congested: bool) -> None:
         """More waits to be sent than should be held in memory; or no longer."""
@@ -79,6 +70,7 @@ class Child:
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
         self._congested = False
+        self._ended = False  # then drain() reads to the last byte
         self.page = page
         self.closed = False
         sock.setblocking(False)
@@ -98,31 +90,24 @@ class Child:
 
     def drain(self) -> bool:
         """Hand over everything that has arrived, through the socket and in the page. False: the stream has ended."""
-        alive = self._receive()
-        if not self.closed:
-            self._events.on_drained()
+        frames: list[Frame] = []
+        alive = True
+        try:
+            while data := self._sock.recv(READ_SIZE):
+                frames += self._reader.feed(data)
+                if len(data) < READ_SIZE and not self._ended:
+                    break
+            else:
+                alive = False
+        except BlockingIOError:
+            pass
+        except OSError:
+            alive = False
+        self._events.on_frames(frames)
         return alive
 
-    def _receive(self) -> bool:
-        while not self.closed:
-            try:
-                data = self._sock.recv(READ_SIZE)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            if not data:
-                return False
-            if frames := self._reader.feed(data):
-                self._events.on_frames(frames)
-            if len(data) < READ_SIZE:
-                return True
-        return False
-
     def close(self) -> None:
-        """Stop listening and let go of the socket and the page. Harmless when repeated."""
-        if self.closed:
-            return
+        """Stop listening and let go of the socket and the page."""
         self.closed = True
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
@@ -131,7 +116,7 @@ class Child:
         self._set_congested(False)
 
     def _on_readable(self) -> None:
-        if not self.drain() and not self.closed:
+        if not self.drain():
             self._loop.remove_reader(self._sock.fileno())
             self.on_end_of_stream()
 
@@ -218,11 +203,18 @@ class ProcessChild(Child):
         self._crash_read = 0
         fds = (theirs.fileno(), page_fd, self._crash_fd)
         command = [sys.executable, "-P", "-u", "-m", "workerkit.worker.executor", *map(str, fds), str(os.getpid())]
-        # The request for stacks must not end an executor that cannot answer yet: it unblocks the signal when it can.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        try:
+        with contextlib.ExitStack() as after, contextlib.ExitStack() as on_error:
+            after.callback(theirs.close)
+            after.callback(os.close, page_fd)
+            on_error.callback(ours.close)
+            on_error.callback(page.close)
+            on_error.callback(os.close, self._crash_fd)
+            # The request for stacks must not end an executor that cannot answer yet: it unblocks that when it can.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+            after.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
             self._process = subprocess.Popen(
                 command,
+                bufsize=0,
                 pass_fds=fds,
                 process_group=0,
                 env={**os.environ, **environment, MARK: self._mark},
@@ -230,33 +222,17 @@ class ProcessChild(Child):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
-        except OSError:
-            ours.close()
-            page.close()
-            os.close(self._crash_fd)
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
-            os.close(page_fd)
+            on_error.push(self._process)
+            on_error.callback(self._process.kill)
+            self._pidfd = os.pidfd_open(self._process.pid)  # without it, nobody would hear of its end
+            on_error.pop_all()
         super().__init__(ours, page, events)
         self.pid = self._process.pid
-        try:
-            self._pidfd = os.pidfd_open(self.pid)
-        except OSError:  # no descriptor is left: nobody would hear of its end
-            self._process.kill()
-            self._process.wait()
-            self.close()
-            os.close(self._crash_fd)
-            raise
         self._loop.add_reader(self._pidfd, self._on_death)
         if orphans is not None:
             orphans.on_started(self._mark, self.pid)
-        self._outputs = [
-            _Output(self._loop, pipe.fileno(), name, events)
-            for pipe, name in ((self._process.stdout, "stdout"), (self._process.stderr, "stderr"))
-            if pipe is not None
-        ]
+        pipes = {"stdout": self._process.stdout, "stderr": self._process.stderr}
+        self._outputs = [_Output(self._loop, pipe, name, events) for name, pipe in pipes.items() if pipe is not None]
 
     def kill(self) -> None:
         """End it and everything it started. ``on_exit`` follows."""
@@ -266,8 +242,6 @@ class ProcessChild(Child):
 
     async def stacks(self) -> str:
         """The stack of every thread, from faulthandler's own signal handler: it needs no GIL."""
-        if self._process.returncode is not None:
-            return ""
         self._process.send_signal(signal.SIGUSR1)
         deadline = self._loop.time() + _STACKS_DEADLINE
         size = 0
@@ -294,53 +268,37 @@ class ProcessChild(Child):
             self._orphans.on_gone(self._mark)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # some of it may be another user's
             os.killpg(self.pid, signal.SIGKILL)  # what it started must not outlive it
-        while self.drain() and self._has_more():
-            pass
+        self._ended = True
+        self.drain()
         for output in self._outputs:
             output.close()
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
         crash_text = self._read_crash_text()
         os.close(self._crash_fd)
-        status = Exit(
-            code=returncode if returncode >= 0 else None,
-            signal=-returncode if returncode < 0 else None,
-            crash_text=crash_text,
-        )
-        self._events.on_exit(status)
-
-    def _has_more(self) -> bool:
-        try:
-            return bool(self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            return False
+        code, number = (returncode, None) if returncode >= 0 else (None, -returncode)
+        self._events.on_exit(Exit(code, number, crash_text))
 
 
 class _Output:
     """Lines from the executor's stdout or stderr. A line without an end is handed over in pieces."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, stream: str, events: ChildEvents) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, pipe: IO[bytes], stream: str, events: ChildEvents) -> None:
         self._loop = loop
-        self._fd = fd
+        self._pipe = pipe
         self._stream = stream
         self._events = events
         self._partial = b""
-        os.set_blocking(fd, False)  # our end of a pipe that nobody else reads
-        loop.add_reader(fd, self._on_readable)
+        os.set_blocking(pipe.fileno(), False)  # our end, which nobody else reads
+        loop.add_reader(pipe, self._on_readable)
 
     def _on_readable(self) -> None:
-        if self._read_some() == 0:
-            self._loop.remove_reader(self._fd)
+        if self._read_some() == b"":
+            self._loop.remove_reader(self._pipe)
 
-    def _read_some(self) -> int:
-        """Hand over the lines of one read. Returns its size: 0 at the end, -1 when nothing is there now."""
-        try:
-            data = os.read(self._fd, 64 * 1024)
-        except BlockingIOError:
-            return -1
-        except OSError:
-            return 0
+    def _read_some(self) -> bytes | None:
+        """Hand over the lines of one read, and return it: empty at the end, None when nothing is there now."""
+        data: bytes | None = self._pipe.read(64 * 1024)
+        if data is None:
+            return None
         *lines, self._partial = (self._partial + data).split(b"\n")
         if len(self._partial) > _MAX_LINE or not data:
             lines.append(self._partial)
@@ -348,13 +306,14 @@ class _Output:
         for line in lines:
             if line.strip():
                 self._events.on_output(self._stream, line.decode("utf-8", "backslashreplace").rstrip("\r"))
-        return len(data)
+        return data
 
     def close(self) -> None:
         """Read what is there, then stop. A grandchild that still holds the pipe is not waited for."""
-        self._loop.remove_reader(self._fd)
+        self._loop.remove_reader(self._pipe)
         for _ in range(64):  # a pipe holds 64 KiB; a surviving writer must not keep us here
-            if self._read_some() <= 0:
+            if not self._read_some():
                 break
+        self._pipe.close()
         if self._partial.strip():
             self._events.on_output(self._stream, self._partial.decode("utf-8", "backslashreplace"))

@@ -23,6 +23,8 @@ class Waiting:
 
     def __init__(self) -> None:
         self.queues: dict[str, deque[Delivery]] = {}
+        self.aside: list[Delivery] = []
+        """Not to be given to an executor: somebody is about to ``take_all``."""
 
     def __len__(self) -> int:
         return sum(map(len, self.queues.values()))
@@ -39,27 +41,22 @@ class Waiting:
     def take(self, queue: str, most: int) -> list[Delivery]:
         """The next ones of a queue."""
         waiting = self.queues[queue]
-        if len(waiting) <= most:
-            taken = list(waiting)
-            waiting.clear()
-            return taken
-        return [waiting.popleft() for _ in range(most)]
+        return [waiting.popleft() for _ in range(min(most, len(waiting)))]
 
     def take_all(self) -> list[Delivery]:
-        """All of them."""
-        taken = [delivery for waiting in self.queues.values() for delivery in waiting]
+        """All of them, and what is aside."""
+        taken = self.aside + [delivery for waiting in self.queues.values() for delivery in waiting]
         self.queues.clear()
+        self.aside = []
         return taken
 
     def forget(self, receipts: Collection[Any]) -> int:
         """Drop those that are the broker's again; returns how many."""
-        before = len(self)
-        for waiting in self.queues.values():
-            kept = [delivery for delivery in waiting if delivery.receipt not in receipts]
-            if len(kept) < len(waiting):
-                waiting.clear()
-                waiting.extend(kept)
-        return before - len(self)
+        before = len(self) + len(self.aside)
+        self.aside = [one for one in self.aside if one.receipt not in receipts]
+        for queue, waiting in self.queues.items():
+            self.queues[queue] = deque(one for one in waiting if one.receipt not in receipts)
+        return before - len(self) - len(self.aside)
 
 
 class Holding:
@@ -118,16 +115,11 @@ class Holding:
     def acknowledged(self) -> list[Delivery]:
         """Take out what was acknowledged since the last time."""
         found = self._page.acknowledged(self.inflight)
-        if not found:
-            return found
-        inflight, free = self.inflight, self._free
+        inflight, aftermaths, free, is_over = self.inflight, self.aftermaths, self._free, self._page.is_over
         for delivery in found:
             del inflight[delivery.seq]
-        if self.aftermaths:
-            for delivery in found:
-                self.aftermaths.pop(delivery.seq, None)
-        is_over = self._page.is_over
-        for delivery in found:
+            if aftermaths:
+                aftermaths.pop(delivery.seq, None)
             if is_over(delivery):
                 free.append(delivery.slot)
             else:
@@ -140,14 +132,11 @@ class Holding:
 
     def void(self, receipts: Collection[Any] | None = None) -> None:
         """Have nothing started that has not been; with ``receipts``, only what is lost; what runs can see that."""
-        if receipts is None:
-            has_begun = self._page.has_begun
-            for seq, delivery in self.inflight.items():
-                if not has_begun(delivery):  # the task may have released one that has, which is something else
-                    self._page.void(delivery.slot, seq)
-            return
         for seq, delivery in self.inflight.items():
-            if delivery.receipt in receipts:
+            if receipts is None:
+                if not self._page.has_begun(delivery):  # the task may have released one that has: something else
+                    self._page.void(delivery.slot, seq)
+            elif delivery.receipt in receipts:
                 delivery.lost = True
                 self._page.void(delivery.slot, seq, lost=True)
 

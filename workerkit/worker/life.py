@@ -6,9 +6,10 @@ Each executor has a ``Life`` of its own, so nothing in it is ever reset for the 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,14 +17,11 @@ import msgspec
 from workerkit.ports import Delivery
 from workerkit.settlement import Cause, Outcome, Reason, Verb
 from workerkit.worker import memory
-from workerkit.worker.attribution import Verdict, attribute
-from workerkit.worker.child import Child, ChildEvents, Exit
+from workerkit.worker.child import Exit
 from workerkit.worker.custody import Holding
 from workerkit.worker.deaths import classify, timed_out
-from workerkit.worker.events import LifeEvents
 from workerkit.worker.link import (
     Aftermath,
-    Dying,
     Frame,
     Kind,
     aftermath_frame,
@@ -34,12 +32,13 @@ from workerkit.worker.link import (
     unpack_dying,
     unpack_settled,
 )
-from workerkit.worker.loading import Resolved, Spec
+from workerkit.worker.loading import Resolved
 from workerkit.worker.page import Phase, Running
 from workerkit.worker.settler import describe
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
+    from workerkit.worker.pool import Pool
+    from workerkit.worker.seat import Seat
 
 EXIT_TIMEOUT = 3.0
 """Seconds an executor gets to end by itself once it was told to, or has said that it will."""
@@ -53,109 +52,65 @@ _LOOK_OFTEN, _LOOK_SELDOM = 0.1, 5.0
 """Seconds between looks at the page: while something waits behind what runs, and at most, while anything is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """How an executor ended, and what that means for what it had.
-
-    Attributes:
-        status: how its process ended.
-        cause: why.
-        verdict: who is to blame, of those that ran.
-        was_ready: it had loaded the task.
-        explained: it is known which message it was for, whatever else ran.
-    """
-
-    status: Exit
-    cause: Cause
-    verdict: Verdict
-    was_ready: bool
-    explained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Cancelled:
-    """A coroutine that must end.
-
-    Attributes:
-        until: when it must have, on the loop's clock.
-        cause: why.
-    """
-
-    until: float
-    cause: Cause
-
-
 class Life:
-    """One executor.
-
-    Args:
-        spec: what to run.
-        start: starts the process.
-        events: told about everything.
-        log: for what only the executor itself is concerned with.
+    """One executor, in a seat of the pool.
 
     Raises:
         OSError: no process could be started.
     """
 
-    def __init__(
-        self, spec: Spec, start: Callable[[ChildEvents], Child], events: LifeEvents, log: FilteringBoundLogger
-    ) -> None:
-        self._spec = spec
-        self._events = events
-        self._log = log
+    def __init__(self, seat: Seat, pool: Pool) -> None:
+        self._seat = seat
+        self._pool = pool
+        self._log = pool.log
         self._loop = asyncio.get_running_loop()
         self._oom_kills = memory.oom_kills()
-        self._child = start(self)
+        self._child = pool.start_child(self)
         self._timer: asyncio.TimerHandle | None = None
         self._killer: asyncio.TimerHandle | None = None
         self._asking: asyncio.Task[None] | None = None
         self._numbers: dict[str, int] = {}  # of the worker's queues, on the link
-        self._dying: Dying | None = None
-        self._ended_for: tuple[int, Cause | None] | None = None
-        self._cancelled: dict[int, _Cancelled] = {}
+        self._callback_timeout = math.inf
+        self._cause: Cause | None = None  # what it dies of, as far as that is known
+        self._cancelled: dict[int, tuple[float, Cause]] = {}  # when these coroutines must have ended, and why
         self._blocking_named = 0
-        self._handing_back = False
-        self._told_to_stop = False
-        self.on_congested = events.on_congested
+        self.on_congested = pool.consumer.on_congested
         self.started = self._loop.time()
         self.resolved: Resolved | None = None
         self.fruitful = False
         """It has settled something."""
         self.leaving = False
         """It gets nothing more, and ends when it has done what it has."""
+        self.handing_back = False
+        """It was ended for nobody's sake."""
+        self.named: int | None = None
+        """The delivery for whose sake it was ended, or that it named itself when it died."""
         self.pid = self._child.pid
         self.holding = Holding(self._child.page)
-        self._child.send(json_frame(Kind.HELLO, spec))
+        self._child.send(json_frame(Kind.HELLO, pool.spec))
         self._log.debug("executor.started", executor_pid=self.pid)
 
     # ---- what the pool asks for
 
-    def send(self, deliveries: Sequence[Delivery], first: int) -> None:
-        """Have these run, in order, numbered from ``first``."""
-        self.holding.add(deliveries, first)
+    def send(self, deliveries: Sequence[Delivery]) -> None:
+        """Have these run, in order."""
+        self.holding.add(deliveries, self._pool.number(len(deliveries)))
         self._child.send(*deliver_frames(deliveries, self._numbers))
         self.watch()
 
-    def send_aftermath(self, delivery: Delivery, aftermath: Aftermath, seq: int) -> None:
+    def send_aftermath(self, delivery: Delivery, aftermath: Aftermath) -> None:
         """Have ``shutdown`` run for a message that ran when another executor died."""
-        self.holding.add_aftermath(delivery, aftermath, seq)
+        self.holding.add_aftermath(delivery, aftermath, self._pool.number(1))
         self._child.send(aftermath_frame(delivery, aftermath, self._numbers))
         if aftermath.settled is not None:
-            self.holding.settled(seq, aftermath.settled)  # nothing more will be said of it
+            self.holding.settled(delivery.seq, aftermath.settled)  # nothing more will be said of it
         self.watch()
 
     def leave(self) -> None:
         """Let it do what it has, and end."""
         self.leaving = True
-        if not self._told_to_stop:
-            self._told_to_stop = True
-            self._child.send(frame(Kind.STOP))
-            self.watch()
-
-    def kill(self) -> None:
-        """End it now."""
-        self._child.kill()
+        self._child.send(frame(Kind.STOP))  # it heeds the first one
+        self.watch()
 
     def kill_after(self, patience: float) -> None:
         """End it unless it has ended by itself by then."""
@@ -167,7 +122,7 @@ class Life:
 
     def hand_back(self) -> None:
         """End it now, for nobody's sake: what it runs is not to blame."""
-        self._handing_back = True
+        self.handing_back = True
         self._child.kill()
 
     def take_unstarted(self, receipts: Collection[Any] | None = None) -> list[Delivery]:
@@ -177,24 +132,20 @@ class Life:
             receipts: take only what is lost with these.
         """
         # Which ones run is read before the link is drained: what was finished earlier is then among the frames.
-        unstarted = self.holding.unstarted()
+        unstarted = [one for one in self.holding.unstarted() if receipts is None or one.receipt in receipts]
         self._child.drain()
-        unstarted = [
-            delivery
-            for delivery in unstarted
-            if delivery.seq in self.holding.inflight and (receipts is None or delivery.receipt in receipts)
-        ]
+        unstarted = [one for one in unstarted if one.seq in self.holding.inflight]
         self.holding.take_out(unstarted)
         return unstarted
 
-    def forget(self, receipts: Collection[Any], *, end_running: bool) -> int:
+    def forget(self, receipts: Collection[Any]) -> int:
         """Drop what is the broker's again and not started; tell the others that they are. Returns how many it dropped.
 
         What begins in this very instant settles in vain, and is dropped by the broker's adapter then.
         """
         self.holding.void(receipts)
         unstarted = self.take_unstarted(receipts)
-        if end_running:
+        if self.resolved is not None and self.resolved.on_lost == "end":
             cause = Cause(Reason.LOST, "the message became the broker's again while its callback ran")
             for one in self.holding.running():
                 delivery = self.holding.inflight.get(one.seq)
@@ -205,39 +156,35 @@ class Life:
 
     async def stacks(self) -> dict[str, Any]:
         """The stack of every thread and what it runs, as keys for a log line."""
-        running = [self.holding.find(one.seq) for one in self.holding.running()]
-        about: dict[str, Any] = {"note": "no message is being worked on"}
-        if len(running) == 1:
-            about = describe(running[0])
-        elif running:
-            about = {"messages": [describe(delivery) for delivery in running]}
+        running = [describe(self.holding.find(one.seq)) for one in self.holding.running()]
+        about: dict[str, Any] = running[0] if len(running) == 1 else {"messages": running}
+        if not running:
+            about = {"note": "no message is being worked on"}
         return {"executor_pid": self.pid, **about, "stack": await self._child.stacks()}
 
     # ---- what the executor says
 
     def on_frames(self, frames: list[Frame]) -> None:
-        """Take the frames of one read."""
+        """Take these frames, then hand over together what was acknowledged since the last time."""
         for kind, data, start, end in frames:
             if kind == Kind.SETTLED:
                 self._on_settled(*unpack_settled(data, start, end))
             elif kind == Kind.LOG:
-                self._events.on_line(data[start:end])
+                self._pool.consumer.on_line(data[start:end])
             elif kind == Kind.READY:
                 self._on_ready(msgspec.json.decode(data[start:end], type=Resolved))
             elif kind == Kind.DYING:
-                self._dying = unpack_dying(data[start:end])
+                dying = unpack_dying(data[start:end])
+                self.named = dying.seq if self.named is None else self.named
+                self._cause = self._cause or dying.cause
                 self.kill_after(SHUTDOWN_TIMEOUT + EXIT_TIMEOUT)
             elif kind == Kind.FAILED:
                 failure = msgspec.json.decode(data[start:end])
                 mendable = not failure["configuration"]
-                self._events.on_load_failed(self, failure["text"], failure["traceback"], mendable=mendable)
-
-    def on_drained(self) -> None:
-        """Hand over together what was acknowledged since the last time."""
-        finished = self.holding.acknowledged()
-        if finished:
+                self._pool.on_load_failed(failure["text"], failure["traceback"], mendable=mendable)
+        if finished := self.holding.acknowledged():
             self.fruitful = True
-            self._events.on_acknowledged(self, finished)
+            self._seat.on_acknowledged(finished)
 
     def on_output(self, stream: str, line: str) -> None:
         """What the user's code prints becomes a log line."""
@@ -246,7 +193,9 @@ class Life:
     def _on_ready(self, resolved: Resolved) -> None:
         self.resolved = resolved
         self._numbers = {queue: number for number, queue in enumerate(resolved.queues)}
-        self._events.on_ready(self, resolved)
+        if resolved.callback_timeout is not None and not self._pool.spec.inline:  # debugging takes hours
+            self._callback_timeout = resolved.callback_timeout
+        self._seat.on_ready(resolved)
 
     def _on_settled(self, seq: int, duration_ns: int, outcome: Outcome) -> None:
         aftermath = self.holding.aftermaths.get(seq)
@@ -256,17 +205,17 @@ class Life:
         self.fruitful = True
         delivery.duration_ns = duration_ns
         if outcome.verb is Verb.RELEASE and aftermath is None and self._child.page.is_void(delivery.slot, seq):
-            self._events.on_handed_back([delivery])
+            self._seat.on_handed_back([delivery])
             return
         cancelled = self._cancelled.pop(seq, None)
         if cancelled is not None and outcome.cause is not None and outcome.cause.reason is Reason.TIMEOUT:
-            outcome = Outcome(outcome.verb, cause=_with_traceback(cancelled.cause, outcome.cause.traceback))
-        self._events.on_outcome(self, delivery, outcome, aftermath)
+            outcome = Outcome(outcome.verb, cause=replace(cancelled[1], traceback=outcome.cause.traceback))
+        self._seat.on_outcome(delivery, outcome, aftermath)
 
     # ---- its end
 
     def on_exit(self, status: Exit) -> None:
-        """It is gone: say why, and who is to blame."""
+        """It is gone: say why, and what it ran."""
         running = self.holding.running()
         for timer in (self._timer, self._killer):
             if timer is not None:
@@ -274,15 +223,8 @@ class Life:
         if self._asking is not None:
             self._asking.cancel()
         self._child.close()
-        ended_for, cause = (None, None) if self._ended_for is None else self._ended_for
-        if cause is None and self._dying is not None:
-            cause = self._dying.cause
-        if cause is None:
-            cause = classify(status, oom_killed=memory.oom_kills() > self._oom_kills)
-        named = None if self._dying is None else self._dying.seq
-        verdict = attribute(running, ended_for=ended_for, named=named, handing_back=self._handing_back)
-        explained = ended_for is not None or named is not None
-        self._events.on_gone(self, End(status, cause, verdict, self.resolved is not None, explained))
+        cause = self._cause or classify(status, oom_killed=memory.oom_kills() > self._oom_kills)
+        self._seat.on_gone(status, cause, running)
 
     # ---- its time limits
 
@@ -301,51 +243,42 @@ class Life:
         self._timer = None
         # Should a processor with weaker rules than x86 ever let a wake-up get lost (see Page.must_wake), it ends here.
         self._child.drain()
-        if self._child.closed:
-            return
-        if not (self.holding.inflight or self.holding.running()):
+        running = self.holding.running()
+        if not (self.holding.inflight or running):
             if self.leaving:
                 self.kill_after(EXIT_TIMEOUT)  # a thread or an atexit handler may hang
             return
-        running = self.holding.running()
         now_ns = time.monotonic_ns()
-        overdue = [one for one in running if (left := self._left(one, now_ns)) is not None and left <= 0]
-        stuck = [one for one in overdue if not self._cancel(one)]
+        stuck = [one for one in running if self._left(one, now_ns) <= 0 and not self._cancel(one)]
         if stuck:
             self._asking = self._loop.create_task(self._end(stuck[0]))
             return
         self._look_at_loop(running, now_ns)
         self._timer = self._loop.call_later(self._next_look(running, now_ns), self._look)
 
-    def _left(self, one: Running, now_ns: int) -> float | None:
-        """Seconds that are left of its time; None when it has all the time in the world."""
+    def _left(self, one: Running, now_ns: int) -> float:
+        """Seconds that are left of its time."""
         if one.seq in self._cancelled:
-            return self._cancelled[one.seq].until - self._loop.time()
+            return self._cancelled[one.seq][0] - self._loop.time()
         limit = SHUTDOWN_TIMEOUT if one.phase is Phase.SHUTDOWN else self._callback_timeout
-        return None if limit is None else limit - (now_ns - one.since_ns) / 1e9
-
-    @property
-    def _callback_timeout(self) -> float | None:
-        # Debugging takes hours.
-        return None if self.resolved is None or self._spec.inline else self.resolved.callback_timeout
+        return limit - (now_ns - one.since_ns) / 1e9
 
     def _next_look(self, running: Sequence[Running], now_ns: int) -> float:
-        limits = [left for one in running if (left := self._left(one, now_ns)) is not None]
         # No longer than the limit: then a look sees each callback before its time is up, and the next is in time.
-        most = min([_LOOK_SELDOM, self._callback_timeout or _LOOK_SELDOM, *limits])
+        most = min([_LOOK_SELDOM, self._callback_timeout, *(self._left(one, now_ns) for one in running)])
         oldest = max([now_ns - one.since_ns for one in running], default=0) / 1e9
-        if self._events.on_look(self, oldest) or self.leaving:  # somebody waits for it
+        if self._pool.on_look(self._seat, self, oldest) or self.leaving:  # somebody waits for it
             return min(_LOOK_OFTEN, most)
         return min(most, BLOCKED_AFTER) if self.resolved is not None and self.resolved.asynchronous else most
 
     def _cancel(self, one: Running, cause: Cause | None = None) -> bool:
         """Have a coroutine cancelled. False: it is none, or that was tried already."""
         assert self.resolved is not None
-        cancellable = self.resolved.asynchronous and one.phase is Phase.CALLBACK and not self._spec.inline
+        cancellable = self.resolved.asynchronous and one.phase is Phase.CALLBACK and not self._pool.spec.inline
         if not cancellable or one.seq in self._cancelled:
             return False
-        cause = cause or timed_out(self._callback_timeout or 0.0, "", "the callback")
-        self._cancelled[one.seq] = _Cancelled(self._loop.time() + CANCEL_TIMEOUT, cause)
+        cause = cause or timed_out(self._callback_timeout, "", "the callback")
+        self._cancelled[one.seq] = self._loop.time() + CANCEL_TIMEOUT, cause
         self._child.send(cancel_frame(one.seq))
         return True
 
@@ -355,11 +288,11 @@ class Life:
         self._asking = None
         if one in self.holding.running():
             if one.seq in self._cancelled:
-                cause = _with_traceback(self._cancelled[one.seq].cause, stacks)
+                cause = replace(self._cancelled[one.seq][1], traceback=stacks)
             elif one.phase is Phase.SHUTDOWN:
                 cause = timed_out(SHUTDOWN_TIMEOUT, stacks, "shutdown()")
             else:
-                cause = timed_out(self._callback_timeout or 0.0, stacks, "the callback")
+                cause = timed_out(self._callback_timeout, stacks, "the callback")
             delivery = self.holding.find(one.seq)
             self._log.error("callback.timeout", cause=cause.message, stack=stacks, **describe(delivery))
             # What its shutdown() is about is the death before.
@@ -367,7 +300,7 @@ class Life:
         self.watch()
 
     def _end_for(self, seq: int, cause: Cause | None) -> None:
-        self._ended_for = (seq, cause)
+        self.named, self._cause = seq, cause or self._cause
         self._child.kill()
 
     def _look_at_loop(self, running: Sequence[Running], now_ns: int) -> None:
@@ -388,7 +321,3 @@ class Life:
             stack=stacks,
             **describe(self.holding.find(seq)),
         )
-
-
-def _with_traceback(cause: Cause, traceback: str) -> Cause:
-    return Cause(cause.reason, cause.message, traceback=traceback or cause.traceback)

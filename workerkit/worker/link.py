@@ -172,6 +172,8 @@ class Aftermath(msgspec.Struct, frozen=True):
     cause: Cause
     settled: Verb | None = None
     """How the message was settled before the death; ``shutdown`` runs, but cannot settle it again."""
+    suspect: bool = False
+    """The message is only suspected: unless ``shutdown`` decides otherwise, it is to run again, alone."""
 
 
 _aftermath_decoder = msgspec.json.Decoder(Aftermath)

@@ -1,8 +1,7 @@
 """What callbacks start and leave behind: known, collected when it ends, ended with its executor.
 
-A process whose parent has ended gets a new one: the nearest ancestor that asked for orphans, else the first process of
-the machine or the container. The consumer asks for them, so everything that an executor's callbacks have started stays
-below the consumer, whatever process group or session it put itself into. Two things follow:
+A process whose parent has ended gets a new one: the nearest ancestor that asked for orphans. The consumer has asked, so
+everything that its executors' callbacks have started stays below it, in whatever process group or session.
 
 1. **Collecting.** An orphan that ends stays a zombie until its parent asks for its exit status. Nobody else will.
 2. **Ending.** An orphan must not outlive its executor. Whose it is says a mark in its environment, which children
@@ -60,8 +59,7 @@ class Orphans:
 
     def on_gone(self, mark: str) -> None:
         """An executor has ended, and its exit status was taken: end what it left."""
-        pid = self._executors.pop(mark)
-        self._sweep(executor_pid=pid)
+        self._sweep(executor_pid=self._executors.pop(mark))
 
     def on_child(self) -> None:
         """A child ended (SIGCHLD). What it left is the consumer's now."""
@@ -114,11 +112,10 @@ def _collect(pid: int) -> bool:
 def _mark(pid: int) -> str:
     """To which executor a process says it belongs; empty when it does not say so, or cannot be asked."""
     try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        variables = os.fsdecode(Path(f"/proc/{pid}/environ").read_bytes()).split("\0")
     except OSError:
         return ""
-    start = f"{MARK}=".encode()
-    return next((item[len(start) :].decode("ascii", "replace") for item in variables if item.startswith(start)), "")
+    return next((item.removeprefix(f"{MARK}=") for item in variables if item.startswith(f"{MARK}=")), "")
 
 
 def _end_tree(pid: int) -> dict[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from workerkit.envelope import is_alone
@@ -12,7 +13,6 @@ from workerkit.ports import Delivery
 from workerkit.worker import memory
 from workerkit.worker.child import Child, ChildEvents
 from workerkit.worker.custody import Waiting
-from workerkit.worker.events import PoolEvents
 from workerkit.worker.life import Life
 from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.page import SLOTS
@@ -22,6 +22,8 @@ from workerkit.worker.settler import Settler
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+    from workerkit.worker.consumer import Consumer
 
 RECALL_GRACE = 0.02
 """Seconds between voiding unstarted deliveries and reading which ones run.
@@ -37,41 +39,48 @@ _MEMORY_INTERVAL = 0.5
 class Pool:
     """As many executors as the task asks for.
 
-    Every delivery handed to ``run`` leaves again exactly once: through the settler, by ``on_unstarted``, in the return
-    value of ``recall``, or by ``forget``.
+    Every delivery handed to ``run`` leaves again exactly once: through the settler, by the consumer's ``on_unstarted``,
+    in the return value of ``recall``, or by ``forget``.
     """
 
     def __init__(
         self,
         spec: Spec,
-        start: Callable[[ChildEvents], Child],
+        start_child: Callable[[ChildEvents], Child],
         settler: Settler,
-        events: PoolEvents,
+        consumer: Consumer,
         log: FilteringBoundLogger,
     ) -> None:
-        self._spec = spec
-        self._events = events
-        self._log = log
-        self._loop = asyncio.get_running_loop()
-        self.on_congested = events.on_congested
-        self.on_line = events.on_line
+        self.spec = spec
+        self.start_child = start_child
+        self.settler = settler
+        self.consumer = consumer
+        self.log = log
         self.ending = False
-        self._make_seat: Callable[[], Seat] = lambda: Seat(spec, start, settler, self, log)
-        self._seats = [self._make_seat()]
-        self._resolved: Resolved | None = None
+        """No other executor is to be started."""
+        self.ahead: Callable[[], int] = lambda: 1
+        """Messages that an executor should have when there are several."""
+        self.concurrency = 1
+        """Callbacks that each executor runs at once."""
+        self._loop = asyncio.get_running_loop()
+        self._seats = [Seat(self)]
+        self._loaded = False  # an executor has, once
+        self._max_messages: int | None = None
+        self._recycle_memory: int | None = None
         self._selector: Selector | None = None
         self._window: Callable[[str], int] = lambda _: 0
         self._waiting = Waiting()
-        self._aside: list[Delivery] = []  # put back while a recall is under way, and its
-        self._recalls = 0
+        self._recalls = 0  # under way
         self._last_number = 0
         self._gone = asyncio.Event()
         self._choosing: asyncio.TimerHandle | None = None
         self._moving: asyncio.Task[None] | None = None
         self._outdated: set[Life] = set()
         self._memory_seen = 0.0
-        self.ahead: Callable[[], int] = lambda: 1
-        """Messages that an executor should have when there are several."""
+
+    @property
+    def _lives(self) -> list[Life]:
+        return [seat.life for seat in self._seats if seat.life is not None]
 
     # ---- what the consumer asks for
 
@@ -86,36 +95,24 @@ class Pool:
     @property
     def busy(self) -> bool:
         """Whether any delivery is still here."""
-        return bool(self._waiting or self._aside) or any(seat.busy for seat in self._seats)
+        return bool(self._waiting or self._waiting.aside) or any(seat.busy for seat in self._seats)
 
     def run(self, deliveries: list[Delivery]) -> None:
         """Have messages of one queue worked on."""
-        if self._resolved is not None and self._resolved.concurrency > 1:
+        if self.concurrency > 1:
             for delivery in deliveries:
                 delivery.alone = is_alone(delivery.raw_properties)
+        self._waiting.add(deliveries)
         if self._selector is not None:
             queue = deliveries[0].queue
-            full = self._count(queue) + len(deliveries) >= self._window(queue)
+            here = sum(one.queue == queue for life in self._lives for one in life.holding.inflight.values())
+            full = here + len(self._waiting.queues[queue]) >= self._window(queue)
             self._selector.on_arrival(queue, time.monotonic(), full=full)
-        self._waiting.add(deliveries)
         self.dispatch()
-        self._watch_what_is_waited_for()
-
-    def _count(self, queue: str) -> int:
-        """How many messages of a queue are here, but for those that wait to run alone."""
-        lives = [seat.life for seat in self._seats if seat.life is not None]
-        running = sum(one.queue == queue for life in lives for one in life.holding.inflight.values())
-        return running + len(self._waiting.queues.get(queue, ()))
-
-    def _watch_what_is_waited_for(self) -> None:
-        if self._waiting:
-            for seat in self._seats:
-                if seat.life is not None:
-                    seat.life.watch()
 
     async def recall(self) -> list[Delivery]:
         """Take back every delivery that was not started; those that run go on."""
-        lives = [seat.life for seat in self._seats if seat.life is not None]
+        lives = self._lives
         for life in lives:
             life.holding.void()
         self._recalls += 1
@@ -123,59 +120,50 @@ class Pool:
             await asyncio.sleep(RECALL_GRACE)
         finally:
             self._recalls -= 1
-        unstarted = self._take_waiting()
+        unstarted = self._waiting.take_all()
         for seat in self._seats:
             unstarted += seat.alone
-            seat.alone.clear()
+            seat.alone = []
             if seat.life in lives:
                 unstarted += seat.life.take_unstarted()
-        self._events.on_change()
+        self.consumer.on_change()
         return unstarted
-
-    def _take_waiting(self) -> list[Delivery]:
-        waiting, self._aside = self._aside + self._waiting.take_all(), []
-        return waiting
 
     def forget(self, receipts: Collection[Any]) -> int:
         """These are the broker's again: drop what was not started, and count it. What runs settles in vain."""
-        end_running = self._resolved is not None and self._resolved.on_lost == "end"
-        aside = [delivery for delivery in self._aside if delivery.receipt not in receipts]
-        dropped = self._waiting.forget(receipts) + len(self._aside) - len(aside)
-        self._aside = aside
-        dropped += sum(seat.forget(receipts, end_running=end_running) for seat in self._seats)
-        self._events.on_change()
+        dropped = self._waiting.forget(receipts) + sum(seat.forget(receipts) for seat in self._seats)
+        self.consumer.on_change()
         self.dispatch()
         return dropped
 
     async def stacks(self) -> list[dict[str, Any]]:
         """For each executor the stack of every thread and what it runs, as keys for a log line."""
-        lives = [seat.life for seat in self._seats if seat.life is not None]
+        lives = self._lives
         missing = [{"note": "the executor is being replaced"}] * (len(self._seats) - len(lives))
         return [*await asyncio.gather(*[life.stacks() for life in lives]), *missing]
 
     def reload(self) -> None:
         """Replace every executor by a new one, which loads the task anew; one at a time."""
-        self._outdated = {seat.life for seat in self._seats if seat.life is not None}
+        self._outdated = set(self._lives)
         self._replace_next()
 
     def hand_back(self) -> None:
         """End the executors now, for good; the messages that they run are released, not blamed."""
         self._end_all()
-        unstarted = self._take_waiting()
+        unstarted = self._waiting.take_all()
         for seat in self._seats:
             unstarted += seat.give_up()
             if seat.life is not None:
                 seat.life.hand_back()
-        self._events.on_unstarted(unstarted)
+        self.consumer.on_unstarted(unstarted)
 
     async def end(self, patience: float) -> None:
         """Let the executors end, within ``patience`` seconds, and see that they do. No other one is started."""
         self._end_all()
-        for seat in self._seats:
-            if seat.life is not None:
-                seat.life.leave()
-                seat.life.kill_after(patience)
-        while any(seat.life is not None for seat in self._seats):
+        for life in self._lives:
+            life.leave()
+            life.kill_after(patience)
+        while self._lives:
             self._gone.clear()
             await self._gone.wait()
 
@@ -185,112 +173,104 @@ class Pool:
             if timer is not None:
                 timer.cancel()
         for seat in self._seats:
-            seat.close()
+            seat.stop_waiting()
 
     # ---- handing out
 
     def dispatch(self) -> None:
         """Send what waits to executors that have room for it."""
-        if not self._waiting or self._resolved is None:
-            return
-        if self._selector is not None:
-            self._dispatch_chosen(self._selector)
-            return
-        queue = next(iter(self._waiting.queues))
-        depth = SLOTS if len(self._seats) == 1 else max(self._resolved.concurrency, self.ahead())
-        while (waiting := len(self._waiting.queues[queue])) and (seat := self._roomiest(depth)) is not None:
-            share = waiting if len(self._seats) == 1 else -(-waiting // len(self._seats))
-            self._send(seat, queue, min(self._room(seat, depth), share))
-
-    def _dispatch_chosen(self, selector: Selector) -> None:
-        assert self._resolved is not None
-        depth = self._resolved.concurrency
-        now = time.monotonic()
-        while (seat := self._roomiest(depth)) is not None:
-            waiting = {queue: len(deliveries) for queue, deliveries in self._waiting.queues.items() if deliveries}
-            if not waiting:
-                return
-            queue = selector.choose(waiting, now)
+        depth = self.concurrency  # of several queues, nothing is chosen before it can begin
+        if self._selector is None:
+            depth = SLOTS if len(self._seats) == 1 else max(depth, self.ahead())
+        while self._waiting:
+            seat, room = self._roomiest(depth)
+            queue = self._choose() if room > 0 else None
             if queue is None:
-                if self._choosing is None:
-                    self._choosing = self._loop.call_later(MOMENT, self._choose_again)
+                for life in self._lives:
+                    life.watch()
                 return
-            self._send(seat, queue, 1)
+            share = -(-len(self._waiting) // len(self._seats)) if self._selector is None else 1
+            self._send(seat, queue, min(room, share))
 
-    def _choose_again(self) -> None:
-        self._choosing = None
-        self.dispatch()
+    def _choose(self) -> str | None:
+        """The queue whose message is next; None: none at this moment."""
+        waiting = {queue: len(deliveries) for queue, deliveries in self._waiting.queues.items() if deliveries}
+        if self._selector is None:
+            return next(iter(waiting))
+        queue = self._selector.choose(waiting, time.monotonic())
+        if queue is None:
+            if self._choosing is not None:
+                self._choosing.cancel()
+            self._choosing = self._loop.call_later(MOMENT, self.dispatch)
+        return queue
 
     def _send(self, seat: Seat, queue: str, most: int) -> None:
         deliveries = self._waiting.take(queue, most)
-        several = self._resolved is not None and self._resolved.concurrency > 1
-        if several and any(delivery.alone for delivery in deliveries):
+        if self.concurrency > 1 and any(delivery.alone for delivery in deliveries):
             seat.alone.extend(delivery for delivery in deliveries if delivery.alone)
             deliveries = [delivery for delivery in deliveries if not delivery.alone]
-        if deliveries:
-            seat.send(deliveries)
+        if deliveries and seat.life is not None:
+            seat.life.send(deliveries)
         seat.go_on()
         self._see_to_full(seat)
 
-    def _roomiest(self, depth: int) -> Seat | None:
-        seat = max(self._seats, key=lambda seat: self._room(seat, depth)) if len(self._seats) > 1 else self._seats[0]
-        return seat if self._room(seat, depth) > 0 else None
+    def _roomiest(self, depth: int) -> tuple[Seat, int]:
+        return max(((seat, self._room(seat, depth)) for seat in self._seats), key=itemgetter(1))
 
     def _room(self, seat: Seat, depth: int) -> int:
         room = seat.room(depth)
-        if room > 0 and (most := self._most_messages(seat)) is not None:
-            assert seat.life is not None
+        if room > 0 and (most := self._most_messages) is not None and seat.life is not None:
             return min(room, most - seat.life.holding.taken_in)
         return room
 
     # ---- replacing
 
-    def _most_messages(self, seat: Seat) -> int | None:
-        """How many messages its executor may have; no limit while another one is being replaced."""
-        if self._resolved is None or self._resolved.max_messages is None or not self._may_leave(seat):
-            return None
-        return self._resolved.max_messages
+    @property
+    def _may_replace(self) -> bool:
+        """Whether an executor may leave: one at a time, while all others work, and not when all end."""
+        return all(seat.ready for seat in self._seats) and not (self.ending or self.spec.inline)
 
-    def _may_leave(self, seat: Seat) -> bool:
-        may = not (self.ending or self._spec.inline)
-        return may and all(other.ready for other in self._seats if other is not seat)
+    @property
+    def _most_messages(self) -> int | None:
+        """How many messages an executor may have; no limit while one is being replaced."""
+        return self._max_messages if self._max_messages is not None and self._may_replace else None
 
     def _see_to_full(self, seat: Seat) -> None:
         """Its executor has had all that it should: it ends after that."""
-        most, life = self._most_messages(seat), seat.life
-        if most is None or life is None or not seat.ready or seat.alone or life.holding.taken_in < most:
+        most, life = self._most_messages, seat.life
+        if most is None or life is None or seat.alone or life.holding.taken_in < most:
             return
-        self._log.info("executor.replaced", executor_pid=life.pid, why=f"it had {life.holding.taken_in} messages")
+        self.log.info("executor.replaced", executor_pid=life.pid, why=f"it had {life.holding.taken_in} messages")
         life.leave()
 
     def _see_to_memory(self, seat: Seat) -> None:
-        limit = None if self._resolved is None else self._resolved.recycle_memory
-        life, now = seat.life, self._loop.time()
-        if limit is None or life is None or now - self._memory_seen < _MEMORY_INTERVAL or not self._may_leave(seat):
+        limit, life, now = self._recycle_memory, seat.life, self._loop.time()
+        if limit is None or life is None or now - self._memory_seen < _MEMORY_INTERVAL or not self._may_replace:
             return
         self._memory_seen = now
         used = memory.resident(life.pid)
-        if used > limit and seat.ready and self._moving is None:
-            self._replace(life, f"its memory is {used >> 20} MiB")
+        if used > limit and self._moving is None:
+            self._replace(seat, life, f"its memory is {used >> 20} MiB")
 
     def _replace_next(self) -> None:
         for seat in self._seats:
-            if seat.life in self._outdated and seat.ready and self._may_leave(seat) and self._moving is None:
+            if seat.life in self._outdated and self._moving is None and self._may_replace:
                 self._outdated.discard(seat.life)
-                self._replace(seat.life, "a reload was asked for")
+                self._replace(seat, seat.life, "a reload was asked for")
 
-    def _replace(self, life: Life, why: str) -> None:
-        self._log.info("executor.replaced", executor_pid=life.pid, why=why)
+    def _replace(self, seat: Seat, life: Life, why: str) -> None:
+        self.log.info("executor.replaced", executor_pid=life.pid, why=why)
         life.leaving = True
-        self._moving = self._loop.create_task(self._move(life, leave=True))
+        self._moving = self._loop.create_task(self._move(seat, life))
 
-    async def _move(self, life: Life, *, leave: bool) -> None:
-        """Give what an executor has not started to others."""
-        for seat in [seat for seat in self._seats if seat.life is life]:  # one, or none: it has died before this began
+    async def _move(self, seat: Seat, life: Life) -> None:
+        """Give what an executor has not started to others, and let it end if it is to leave."""
+        if seat.life is life:  # it may have died before this began, or meanwhile
             life.holding.void()
             await asyncio.sleep(RECALL_GRACE)
-            unstarted = life.take_unstarted() if seat.life is life else []
-            if leave:
+        if seat.life is life:
+            unstarted = life.take_unstarted()
+            if life.leaving:
                 life.leave()
             seat.go_on()  # what is to run alone may have waited for these
             self.on_put_back(unstarted)
@@ -305,15 +285,16 @@ class Pool:
         self._last_number += count
         return first
 
-    def on_ready(self, seat: Seat, resolved: Resolved) -> None:  # noqa: ARG002 - SeatEvents' signature
+    def on_ready(self, resolved: Resolved) -> None:
         """An executor is ready for messages."""
-        first = self._resolved is None
-        self._resolved = resolved
-        self._events.on_ready(resolved)
+        first, self._loaded = not self._loaded, True
+        self.concurrency = resolved.concurrency
+        self._max_messages, self._recycle_memory = resolved.max_messages, resolved.recycle_memory
+        self.consumer.on_ready(resolved)
         if first and not self.ending:
-            others = 0 if self._spec.inline else resolved.executors - 1
-            self._seats += [self._make_seat() for _ in range(others)]
-            for other in self._seats[1:]:
+            others = [Seat(self) for _ in range(0 if self.spec.inline else resolved.executors - 1)]
+            self._seats += others
+            for other in others:
                 other.open()
         self._loop.call_soon(self._on_more_room)
 
@@ -324,23 +305,23 @@ class Pool:
         self.dispatch()
 
     def on_not_ready(self, seat: Seat) -> None:
-        """Without any executor, others should have the messages."""
+        """Its executor did not start, or does not load in time: without any, other workers should have the messages."""
         if not any(other.ready for other in self._seats if other is not seat):
-            self._events.on_unstarted(self._waiting.take_all())
-            self._events.on_stalled()
+            self.consumer.on_unstarted(self._waiting.take_all())
+            self.consumer.on_stalled()
 
     def on_load_failed(self, text: str, trace: str, *, mendable: bool) -> None:
-        """What fails to load but did load before is tried again."""
-        fatal = self._resolved is None and not mendable
+        """An executor could not load the task. It is tried again if it did before, or if the reason may pass."""
+        fatal = not (self._loaded or mendable)
         self.ending = self.ending or fatal
-        self._events.on_load_failed(text, trace, fatal=fatal)
+        self.consumer.on_load_failed(text, trace, fatal=fatal)
 
     def on_finished(self, seat: Seat, finished: list[Delivery]) -> None:
-        """Callbacks have ended."""
+        """The callbacks of these have ended, or a ``shutdown`` has."""
         if finished:
-            self._events.on_finished(finished)
-            if self._selector is not None and self._resolved is not None:
-                now, slots = time.monotonic(), self._resolved.concurrency * len(self._seats)
+            self.consumer.on_finished(finished)
+            if self._selector is not None:
+                now, slots = time.monotonic(), self.concurrency * len(self._seats)
                 for queue in {delivery.queue for delivery in finished}:
                     if self._window(queue) <= slots:  # it could not send the next one before
                         self._selector.on_open(queue, now)
@@ -348,46 +329,35 @@ class Pool:
         self._see_to_full(seat)
         if not self._recalls:  # a recall is about to take what waits
             self.dispatch()
-        self._events.on_change()
+        self.consumer.on_change()
 
     def on_put_back(self, deliveries: list[Delivery]) -> None:
-        """These are next again; in a stop they go back."""
-        lost = [delivery for delivery in deliveries if delivery.lost]
-        deliveries = [delivery for delivery in deliveries if not delivery.lost]
-        self.on_unstarted(lost if not self.ending else lost + deliveries)
-        if self.ending:
-            return
+        """An executor had these and has not settled them: they are next again; in a stop they go back."""
+        back = [delivery for delivery in deliveries if self.ending or delivery.lost]
+        kept = [delivery for delivery in deliveries if not (self.ending or delivery.lost)]
+        self.consumer.on_unstarted(back)
         if self._recalls:
-            self._aside += deliveries
+            self._waiting.aside += kept
         else:
-            self._waiting.put_back(deliveries)
+            self._waiting.put_back(kept)
             self.dispatch()
-            self._watch_what_is_waited_for()
 
-    def on_unstarted(self, deliveries: list[Delivery]) -> None:
-        """These were not started and will not be."""
-        if deliveries:
-            self._events.on_unstarted(deliveries)
-
-    def on_look(self, seat: Seat, seconds: float) -> bool:
-        """See whether what waits behind a long callback can go elsewhere."""
-        life = seat.life
-        if life is None:
-            return False
+    def on_look(self, seat: Seat, life: Life, seconds: float) -> bool:
+        """A callback has been running for so long: can what waits behind it go elsewhere? True: something waits."""
         behind = life.holding.behind
-        if not behind and not self._waiting:
+        if not (behind or self._waiting):
             return False
         if seconds > _BEHIND:
-            elsewhere = any(other.idle for other in self._seats if other is not seat)
+            elsewhere = any(other.room(self.concurrency) > 0 for other in self._seats if other is not seat)
             if behind and elsewhere and self._moving is None:
-                self._moving = self._loop.create_task(self._move(life, leave=False))
+                self._moving = self._loop.create_task(self._move(seat, life))
             elif not elsewhere:
-                self._events.on_waiting(seconds)
+                self.consumer.on_waiting(seconds)
         return True
 
-    def on_gone(self, seat: Seat) -> None:  # noqa: ARG002 - SeatEvents' signature
+    def on_gone(self) -> None:
         """An executor is gone."""
         self._gone.set()
-        if self._spec.inline and not self.ending:
-            self._events.on_executor_lost()
-        self._events.on_change()
+        if self.spec.inline and not self.ending:
+            self.consumer.on_executor_lost()
+        self.consumer.on_change()

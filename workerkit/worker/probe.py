@@ -106,9 +106,6 @@ class _Probe:
             elif kind == Kind.FAILED:
                 self._set_answer(NotLoaded(msgspec.json.decode(data[start:end])["text"]))
 
-    def on_drained(self) -> None:
-        """No message is ever sent."""
-
     def on_congested(self, congested: bool) -> None:
         """Next to nothing is ever sent."""
 

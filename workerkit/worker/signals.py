@@ -7,20 +7,10 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Self
 
-WORKER_SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGCONT,
-)
-"""What a worker is told by signals."""
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 
 
 class Signals:
@@ -34,21 +24,19 @@ class Signals:
     asyncio's, and no uvloop in the main thread.
     """
 
-    def __init__(self, numbers: Iterable[signal.Signals] = WORKER_SIGNALS) -> None:
+    def __init__(self) -> None:
         self._pipe, write_end = os.pipe()
         os.set_blocking(self._pipe, False)
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _caught) for number in numbers}
+        self._before = {number: signal.signal(number, _caught) for number in CAUGHT}
         self._mask = threading.local()
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._let_go)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Ignore the signals for what is left of the process: a few milliseconds in which they can only do harm.
 
         Ignored is the one state that the interpreter leaves alone at its end; a handler of Python's it takes away, and

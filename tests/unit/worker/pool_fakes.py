@@ -104,10 +104,8 @@ class FakeChild:
 
     def drain(self) -> bool:
         unread, self._unread = self._unread, b""
-        if frames := self._socket.feed(unread):
-            self._events.on_frames(frames)
         if not self.closed:
-            self._events.on_drained()
+            self._events.on_frames(self._socket.feed(unread))
         return True
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from workerkit.worker.attribution import Verdict, attribute
+from workerkit.worker.deaths import attribute
 from workerkit.worker.page import Phase, Running
 
 
@@ -17,35 +17,32 @@ def shutdown(seq: int) -> Running:
 
 
 @pytest.mark.parametrize(
-    ("running", "known", "verdict"),
+    ("running", "known", "culprits"),
     [
-        ([], {}, Verdict(idle=True)),
-        ([callback(1)], {}, Verdict(blamed=1)),
-        ([callback(1), callback(2)], {}, Verdict(suspects=(1, 2))),
-        ([shutdown(1)], {}, Verdict(in_shutdown=(1,))),
-        ([shutdown(1), callback(2)], {}, Verdict(blamed=2, in_shutdown=(1,))),
-        ([shutdown(1), callback(2), callback(3)], {}, Verdict(suspects=(2, 3), in_shutdown=(1,))),
-        # It has named the one that it died of: before its shutdown() began, during it, or when it was over.
-        ([callback(1), callback(2)], {"named": 2}, Verdict(blamed=2)),
-        ([callback(1), shutdown(2)], {"named": 2}, Verdict(in_shutdown=(2,))),
-        ([callback(1)], {"named": 2}, Verdict()),
-        ([], {"named": 2}, Verdict()),
-        # We have ended it for the sake of one.
-        ([callback(1)], {"ended_for": 1}, Verdict(blamed=1)),
-        ([callback(1), callback(2)], {"ended_for": 2}, Verdict(blamed=2)),
-        ([shutdown(1)], {"ended_for": 1}, Verdict(in_shutdown=(1,))),
-        ([callback(2)], {"ended_for": 1}, Verdict()),
-        ([], {"ended_for": 1}, Verdict()),
-        ([callback(1), callback(2)], {"ended_for": 2, "named": 1}, Verdict(blamed=2)),
+        ([], {}, []),
+        ([callback(1)], {}, [1]),
+        ([callback(1), callback(2)], {}, [1, 2]),
+        ([shutdown(1)], {}, []),
+        ([shutdown(1), callback(2)], {}, [2]),
+        ([shutdown(1), callback(2), callback(3)], {}, [2, 3]),
+        # It has named the one that it died of, or we have ended it for the sake of that: before its shutdown() began,
+        # during it, or when it was over.
+        ([callback(1), callback(2)], {"named": 2}, [2]),
+        ([callback(1), shutdown(2)], {"named": 2}, []),
+        ([callback(2)], {"named": 2}, [2]),
+        ([callback(1)], {"named": 2}, []),
+        ([], {"named": 2}, []),
         # We have ended it at the deadline of a stop.
-        ([], {"handing_back": True}, Verdict()),
-        ([callback(1)], {"handing_back": True}, Verdict()),
-        ([callback(1), callback(2)], {"handing_back": True}, Verdict()),
-        ([callback(1), shutdown(2)], {"handing_back": True}, Verdict(in_shutdown=(2,))),
-        ([callback(1), shutdown(2)], {"handing_back": True, "named": 2}, Verdict(in_shutdown=(2,))),
-        ([callback(1)], {"handing_back": True, "ended_for": 1}, Verdict()),
+        ([], {"handing_back": True}, []),
+        ([callback(1)], {"handing_back": True}, []),
+        ([callback(1), callback(2)], {"handing_back": True}, []),
+        ([callback(1), shutdown(2)], {"handing_back": True}, []),
+        ([callback(1), shutdown(2)], {"handing_back": True, "named": 2}, []),
+        ([callback(1)], {"handing_back": True, "named": 1}, []),
     ],
 )
-def test_one_is_blamed_when_it_is_known_which(running: list[Running], known: dict[str, Any], verdict: Verdict) -> None:
+def test_one_is_blamed_when_it_is_known_which(
+    running: list[Running], known: dict[str, Any], culprits: list[int]
+) -> None:
     """Alone, named, or ended for its own sake; else all that ran are suspects, and at the deadline nobody is."""
-    assert attribute(running, **known) == verdict
+    assert attribute(running, **{"named": None, "handing_back": False, **known}) == culprits

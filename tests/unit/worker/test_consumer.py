@@ -119,7 +119,8 @@ class TestStart:
 
 
 async def die_and_end(scene: Scene, status: Exit) -> int:
-    scene.child.die(status)
+    if not scene.child.closed:  # it may have been told to stop, and have done so
+        scene.child.die(status)
     return await scene.end()
 
 

@@ -9,6 +9,7 @@ from workerkit import Cause, Reason
 from workerkit.headers import ALONE
 from workerkit.settlement import ACK, Outcome, Verb
 from workerkit.worker import life as life_module
+from workerkit.worker import pool as pool_module
 from workerkit.worker import seat as seat_module
 from workerkit.worker.child import Exit
 from workerkit.worker.link import Kind
@@ -48,7 +49,7 @@ async def test_a_late_wake_up_does_not_leave_the_next_acknowledgement_lying() ->
     executor = stage.ready(1)
     executor.begin(1)
     executor.settle(1)
-    stage.pool._seats[0].life.on_drained()  # type: ignore[union-attr]  # it looked just then, for another reason
+    stage.pool._seats[0].life.on_frames([])  # type: ignore[union-attr]  # it looked just then, for another reason
     executor.drain()  # and now reads the WAKE, with nothing in flight
     stage.run(2)
     executor.begin(2)
@@ -168,8 +169,9 @@ class TestRecall:
         executor.finish(2)
         assert stage.settler.settled == [(2, ACK)]
 
-    async def test_it_has_what_an_executor_leaves_that_dies_meanwhile(self) -> None:
+    async def test_it_has_what_an_executor_leaves_that_dies_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The replacement must not be given messages that are being taken back."""
+        monkeypatch.setattr(pool_module, "RECALL_GRACE", 0.5)  # on a loaded machine a replacement may take long
         stage = Stage()
         first = stage.ready(1)
         recall = asyncio.create_task(stage.pool.recall())
