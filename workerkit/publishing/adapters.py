@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from workerkit.errors import ConfigurationError, PublishFailed
+from workerkit.brokers.ended import Ended
+from workerkit.errors import ConfigurationError
 from workerkit.outgoing import Outgoing
 from workerkit.settings import load
 from workerkit.settings.model import BrokerSettings, Settings
-
-Ended = Callable[[PublishFailed | None], None]
-"""Called once for a message, with None when the broker has it. Must not raise."""
 
 
 class PublishAdapter(Protocol):
@@ -64,6 +62,11 @@ def adapter_for_url(url: str | list[str], timeout: float) -> MakeAdapter:
     return _adapter(BrokerSettings(url=url), None, timeout)
 
 
+def adapter_for_settings(settings: Settings, timeout: float) -> MakeAdapter:
+    """For the broker of a configuration, and the delays that it has queues for. Raises as ``adapter_for_url``."""
+    return _adapter(settings.broker, settings, timeout)
+
+
 def adapter_from_config(path: str | Path, timeout: float) -> MakeAdapter:
     """For the broker of a configuration, as the command line reads it.
 
@@ -73,7 +76,7 @@ def adapter_from_config(path: str | Path, timeout: float) -> MakeAdapter:
     """
     settings = load(Path(path), os.environ).settings
     try:
-        return _adapter(settings.broker, settings, timeout)
+        return adapter_for_settings(settings, timeout)
     except ValueError as error:
         raise ConfigurationError(f"{path}: broker.url: {error}") from None
 
