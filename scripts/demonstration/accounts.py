@@ -205,7 +205,7 @@ def _dead(letter: DeadLetter) -> Dead:
     reason = f"signal {headers['workerkit-signal']}" if "workerkit-signal" in headers else letter.reason
     kind = (letter.exception or "").rpartition(".")[2]
     story = ": ".join(text for text in (kind, letter.message) if text)
-    return Dead(str(letter.id), reason, story)
+    return Dead(str(letter.message_id), reason, story)
 
 
 def _short(text: str) -> str:

@@ -93,7 +93,7 @@ async def read(settings: Settings, queue: str, select: Select, keep: Callable[[D
         async with broker.browse(name, ready) as browsing:
             async for letter in _selected(browsing, select):
                 letters.append(keep(letter))
-                ids.add(letter.id)
+                ids.add(letter.message_id)
     return Found(name, ready, letters, _missing(name, select, ids))
 
 
@@ -193,7 +193,7 @@ class _Moving:
 
     async def selected(self) -> AsyncIterator[DeadLetter]:
         async for letter in _selected(self._browsing, self._select):
-            self._ids.add(letter.id)
+            self._ids.add(letter.message_id)
             yield letter
 
     async def copies(self, target: str) -> AsyncIterator[list[_Copy]]:
@@ -202,7 +202,7 @@ class _Moving:
             try:
                 properties = self.broker.replayed(letter.delivery)
             except ValueError as error:
-                self._skipped.append(f"number {letter.number} (id {letter.id or '-'}): {error}")
+                self._skipped.append(f"number {letter.number} (id {letter.message_id or '-'}): {error}")
             else:
                 yield [_Copy("", target, properties, letter.delivery.body, letter=letter)]
 

@@ -10,7 +10,7 @@ from typing import Generic
 
 from workerkit.errors import QueueNotFound, Unroutable
 from workerkit.operations.brokers import administer
-from workerkit.publishing.adapters import adapter_for_settings
+from workerkit.publishing.adapters import adapter_for
 from workerkit.publishing.base import DEFAULT_TIMEOUT
 from workerkit.publishing.sender import Failure, M, Run, Sender
 from workerkit.settings import Settings
@@ -93,7 +93,7 @@ async def publish_all(
 @asynccontextmanager
 async def sender_of_a_command(settings: Settings) -> AsyncIterator[Sender]:
     """Publishes, and leaves it to the operator what to do when a connection is lost."""
-    sender = Sender(adapter_for_settings(settings, DEFAULT_TIMEOUT)(), DEFAULT_TIMEOUT, tries_again=False)
+    sender = Sender(adapter_for(settings.broker, settings, DEFAULT_TIMEOUT)(), DEFAULT_TIMEOUT, tries_again=False)
     try:
         yield sender
     finally:

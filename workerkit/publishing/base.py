@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Self, Unpack
 
+from workerkit.errors import ConfigurationError
 from workerkit.outgoing import MessageOptions, Outgoing, compose
-from workerkit.publishing.adapters import MakeAdapter, adapter_for_url, adapter_from_config
+from workerkit.publishing.adapters import MakeAdapter, adapter_for
+from workerkit.settings import load
+from workerkit.settings.model import BrokerSettings
 
 DEFAULT_TIMEOUT = 10.0
 """Seconds from the call to the confirm."""
@@ -16,7 +20,7 @@ class BasePublisher:
     """Made from a URL or from a configuration; connects later."""
 
     def __init__(self, url: str | list[str], *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._prepare(adapter_for_url(url, timeout), timeout)
+        self._prepare(adapter_for(BrokerSettings(url=url), None, timeout), timeout)
 
     @classmethod
     def from_config(cls, path: str | Path = "config/workerkit.yaml", *, timeout: float = DEFAULT_TIMEOUT) -> Self:
@@ -28,8 +32,13 @@ class BasePublisher:
         Raises:
             ConfigurationError: the configuration cannot be used.
         """
+        settings = load(Path(path), os.environ).settings
+        try:
+            make_adapter = adapter_for(settings.broker, settings, timeout)
+        except ValueError as error:
+            raise ConfigurationError(f"{path}: broker.url: {error}") from None
         self = cls.__new__(cls)
-        self._prepare(adapter_from_config(path, timeout), timeout)
+        self._prepare(make_adapter, timeout)
         return self
 
     def _prepare(self, make_adapter: MakeAdapter, timeout: float) -> None:
