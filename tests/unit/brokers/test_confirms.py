@@ -356,6 +356,33 @@ async def test_all_who_wait_for_a_connection_learn_from_one_attempt() -> None:
 
 
 @on_a_loop
+async def test_an_attempt_to_connect_is_not_given_up_with_whoever_waited_first() -> None:
+    """A time limit may be shorter than a handshake: the others wait on, and closing ends it."""
+    scene = Scene()
+    first = asyncio.create_task(scene.publisher.channel())
+    second = asyncio.create_task(scene.publisher.channel())
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert len(scene.connections) == 1
+
+    cancelled = asyncio.Event()
+
+    async def wait() -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    publisher = ConfirmedPublisher(wait)
+    opening = asyncio.create_task(publisher.channel())
+    await asyncio.sleep(0.01)
+    await publisher.close()
+    assert cancelled.is_set()
+    await asyncio.gather(opening, return_exceptions=True)
+
+
+@on_a_loop
 async def test_a_publish_that_is_given_up_by_its_caller_still_has_its_tag() -> None:
     """The broker counts it, so the next confirm is of the next message."""
     scene = Scene()
