@@ -109,7 +109,14 @@ class Publisher(BasePublisher):
         """
         thread = self._thread()
         feed = Feed(thread)
-        sending = thread.submit(lambda sender: _publish_all(sender, feed))
+
+        async def publish(sender: Sender) -> int:
+            try:
+                return await sender.publish_many(feed.batches())
+            finally:
+                feed.refuse()
+
+        sending = thread.submit(publish)
         try:
             for message in messages:
                 if not feed.put(as_message(message)):
@@ -122,8 +129,7 @@ class Publisher(BasePublisher):
     def close(self) -> None:
         """Wait for what is being published, close the connection, and publish no more. May be called again."""
         self._closed = True
-        if (thread := self._threads.get(_this_process())) is not None:
-            thread.stop()
+        if thread := _stop(self._threads):
             thread.join()
 
     def __enter__(self) -> Self:
@@ -146,13 +152,6 @@ class Publisher(BasePublisher):
         return thread
 
 
-async def _publish_all(sender: Sender, feed: Feed) -> int:
-    try:
-        return await sender.publish_many(feed.batches())
-    finally:
-        feed.refuse()
-
-
 def _result(sending: Sending[T], patience: float | None = None) -> T:
     try:
         return sending.result(patience)
@@ -170,10 +169,11 @@ def _this_process() -> _ProcessKey:
     return os.getpid(), _forks
 
 
-def _stop(threads: dict[_ProcessKey, LoopThread]) -> None:
-    """The publisher was thrown away without ``close``."""
+def _stop(threads: dict[_ProcessKey, LoopThread]) -> LoopThread | None:
+    """Stop this process's own thread, if there is one. Also called when a publisher was thrown away unclosed."""
     if (thread := threads.get(_this_process())) is not None:
         thread.stop()
+    return thread
 
 
 def _after_fork() -> None:
@@ -186,8 +186,7 @@ def _after_fork() -> None:
 def _at_exit() -> None:
     for publisher in tuple(_publishers):
         publisher._closed = True  # noqa: SLF001
-        if (thread := publisher._threads.get(_this_process())) is not None:  # noqa: SLF001
-            thread.stop()
+        if thread := _stop(publisher._threads):  # noqa: SLF001
             thread.join(_EXIT_PATIENCE)
 
 
