@@ -30,7 +30,7 @@ M = TypeVar("M", bound=Outgoing)
 _Source = io.FileIO | io.BytesIO
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Line(Outgoing):
     """A message, and the number of the line of the input that it is."""
 

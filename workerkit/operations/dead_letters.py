@@ -153,7 +153,7 @@ async def drop(settings: Settings, queue: str, select: Select, progress: Progres
     return moving.result()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Copy(Outgoing):
     letter: DeadLetter
 
