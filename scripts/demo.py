@@ -36,9 +36,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from workerkit.brokers.rabbitmq import admin
-from workerkit.brokers.rabbitmq.bulk import Line, publish_all
 from workerkit.errors import WorkerkitError
-from workerkit.properties import Properties, encode
+from workerkit.operations.publishing import publish_all
+from workerkit.outgoing import Outgoing, compose
 from workerkit.testing.rabbitmq import PrivateRabbitmq
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -163,21 +163,17 @@ def _publish(console: Console, project: DemoProject, messages: list[Message]) ->
         asyncio.run(_publish_all(project, messages, partial(progress.advance, task)))
 
 
-def _properties(message: Message) -> bytes:
-    return encode(Properties(content_type="application/json", delivery_mode=2, message_id=message.id))
-
-
 async def _publish_all(project: DemoProject, messages: list[Message], on_confirmed: Callable[[int], None]) -> None:
-    async def of(worker: str) -> AsyncIterator[list[Line]]:
+    async def of(worker: str, queue: str) -> AsyncIterator[list[Outgoing]]:
         yield [
-            Line(number, _properties(message), message.body)
-            for number, message in enumerate(messages)
+            compose(queue, body=message.body, content_type="application/json", message_id=message.id)
+            for message in messages
             if message.worker == worker
         ]
 
     async def publish(worker: str, queue: str) -> None:
         published = await publish_all(
-            project.settings, queue, None, of(worker), on_confirmed=on_confirmed, on_blocked=lambda _reason: None
+            project.settings, queue, of(worker, queue), on_confirmed=on_confirmed, on_blocked=lambda _reason: None
         )
         if published.failure is not None:
             raise DemoFailed(f"{queue}: a message was not confirmed: {published.failure.error}")

@@ -16,6 +16,7 @@ from demonstration.plan import DONE, Message, fates
 from workerkit.brokers.rabbitmq import admin
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.brokers.rabbitmq.browse import Browser
+from workerkit.brokers.rabbitmq.delays import delays_of
 from workerkit.brokers.rabbitmq.topology import Topology
 from workerkit.operations.letters import DeadLetter
 from workerkit.settings import Settings
@@ -79,10 +80,9 @@ async def look(connection: Connection, topologies: Iterable[Topology]) -> Waitin
     """Count what is in the queues."""
     dead = unfinished = 0
     for topology in topologies:
-        names = [queue.name for queue in topology.queues]
-        for name, state in (await admin.queue_states(connection, names)).items():
-            ready = state.messages_ready if state else 0
-            if name == topology.dead.name:
+        for queue in topology.queues:
+            ready = (await admin.queue_state(connection, queue.name)).messages_ready
+            if queue is topology.dead:
                 dead += ready
             else:
                 unfinished += ready
@@ -175,7 +175,7 @@ def result_files(folders: Iterable[Path]) -> list[Path]:
 def topologies_of(settings: Settings, connection: Connection) -> list[Topology]:
     """The queues of each worker."""
     names = [str(worker.queue) for worker in settings.workers.values()]
-    return [admin.topology_of(settings, name, connection.version) for name in names]
+    return [admin.topology_of(settings, name, connection.version, delays_of(settings, name)) for name in names]
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -205,7 +205,7 @@ def _dead(letter: DeadLetter) -> Dead:
     reason = f"signal {headers['workerkit-signal']}" if "workerkit-signal" in headers else letter.reason
     kind = (letter.exception or "").rpartition(".")[2]
     story = ": ".join(text for text in (kind, letter.message) if text)
-    return Dead(str(letter.id), reason, story)
+    return Dead(str(letter.message_id), reason, story)
 
 
 def _short(text: str) -> str:

@@ -8,9 +8,9 @@ import uuid
 import pytest
 from command_project import Client, Project, unique
 
-from workerkit.brokers.rabbitmq.bulk import Line, publish_all
 from workerkit.errors import PublishRefused
-from workerkit.properties import Properties, encode
+from workerkit.operations.publishing import publish_all
+from workerkit.outgoing import compose
 from workerkit.settings.model import BrokerSettings, Settings
 
 pytestmark = pytest.mark.integration
@@ -101,15 +101,13 @@ def test_every_confirmed_message_is_told_of_while_it_goes_on(rabbitmq, client, q
     told = []
 
     async def batches():
-        yield [Line(number, encode(Properties(delivery_mode=2)), b"x") for number in range(2500)]
+        yield [compose(queue, number) for number in range(2500)]
         await asyncio.sleep(1)
         assert sum(told) == 2500
-        yield [Line(2500, encode(Properties(delivery_mode=2)), b"x")]
+        yield [compose(queue, 2500)]
 
     settings = Settings(broker=BrokerSettings(url=rabbitmq.url))
-    published = asyncio.run(
-        publish_all(settings, queue, None, batches(), on_confirmed=told.append, on_blocked=pytest.fail)
-    )
+    published = asyncio.run(publish_all(settings, queue, batches(), on_confirmed=told.append, on_blocked=pytest.fail))
     assert (published.confirmed, published.failure, published.interrupted) == (2501, None, False)
     assert sum(told) == 2501
     assert len(told) < 50
@@ -126,7 +124,7 @@ def test_nothing_more_is_published_after_the_first_failure(rabbitmq, client):
         nonlocal taken
         for number in range(20_000):
             taken += 1
-            yield Line(number, encode(Properties()), b"x")
+            yield compose(name, number)
 
     async def batches():
         yield batch()
@@ -134,9 +132,9 @@ def test_nothing_more_is_published_after_the_first_failure(rabbitmq, client):
 
     settings = Settings(broker=BrokerSettings(url=rabbitmq.url))
     ignore = {"on_confirmed": lambda _count: None, "on_blocked": pytest.fail}
-    published = asyncio.run(publish_all(settings, name, None, batches(), **ignore))
+    published = asyncio.run(publish_all(settings, name, batches(), **ignore))
     assert isinstance(published.failure.error, PublishRefused)
-    assert published.failure.before == 3
+    assert published.failure.index == 3
     assert published.confirmed == client.ready(name)
     assert taken < 5000
 

@@ -330,7 +330,7 @@ def test_closing_waits_for_what_others_publish_and_nothing_is_published_after_it
     frozen.freeze()
     with ThreadPoolExecutor(3) as pool:
         publishing = pool.submit(publisher.publish, "q", 2)
-        while not publisher._threads[os.getpid(), 0]._sender._adapter._publisher._pending:  # type: ignore[union-attr]
+        while not publisher._threads[os.getpid(), 0]._sender.adapter._publisher._pending:  # type: ignore[union-attr]
             time.sleep(0.01)
         closing = [pool.submit(publisher.close) for _ in range(2)]
         time.sleep(0.3)

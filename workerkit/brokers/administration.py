@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from workerkit.errors import BrokerError
 from workerkit.ports import Delivery
+
+QueueRole = Literal["queue", "retry", "dead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class QueueReport:
     """
 
     name: str
-    role: Literal["queue", "retry", "dead"]
+    role: QueueRole
     of: str
     type: str
     arguments: Mapping[str, Any]
@@ -99,11 +100,11 @@ class Administration(Protocol):
     def browse(self, queue: str, count: int) -> AbstractAsyncContextManager[Browsing]:
         """Look at up to ``count`` messages of a queue. What was not removed is there again afterwards."""
 
-    def replay(self, target: str) -> AbstractAsyncContextManager[Replaying]:
-        """Put messages that are browsed into the queue ``target``.
+    def replayed(self, delivery: Delivery) -> bytes:
+        """Properties of a dead letter's copy that is a first attempt, without the story of its death.
 
         Raises:
-            QueueNotFound: there is no such queue.
+            ValueError: it cannot be copied; the text says why.
         """
 
 
@@ -115,25 +116,3 @@ class Browsing(Protocol):
 
     def ack(self, delivery: Delivery) -> None:
         """Take this message out for good. Raises BrokerError when it is the broker's again."""
-
-
-class Replaying(Protocol):
-    """Copies on their way into one queue, many at once."""
-
-    async def room(self) -> None:
-        """Wait until ``submit`` may be called, at once. Raises BrokerError when there is no connection."""
-
-    def submit(self, delivery: Delivery, ended: Callable[[BrokerError | None], None]) -> None:
-        """Copy a message as a first attempt, without the story of its death.
-
-        Args:
-            delivery: the message; it is not removed from where it is.
-            ended: called once, with None when the broker has the copy. Must not raise.
-
-        Raises:
-            ValueError: it cannot be copied; the text says why.
-            BrokerError: the connection is gone; ``ended`` will not be called.
-        """
-
-    async def drain(self) -> None:
-        """Wait until nothing is on its way."""

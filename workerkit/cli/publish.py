@@ -12,20 +12,29 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from workerkit.cli.context import Context, json_option, pass_context, print_json
 from workerkit.errors import BadData
+from workerkit.outgoing import Outgoing, check_header_name, compose
 
 if TYPE_CHECKING:
-    from workerkit.brokers.rabbitmq.bulk import Line, Published
+    from workerkit.operations.publishing import Published
     from workerkit.settings import Settings
 
 _CHUNK = 64 * 1024
 _UUID_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+M = TypeVar("M", bound=Outgoing)
 _Source = io.FileIO | io.BytesIO
+
+
+@dataclass(slots=True, kw_only=True)
+class Line(Outgoing):
+    """A message, and the number of the line of the input that it is."""
+
+    number: int
 
 
 @dataclass(frozen=True)
@@ -33,49 +42,39 @@ class _Letterhead:
     """What all messages of one command have in common."""
 
     queue: str
+    delay: float | None
     headers: dict[str, str]
     content_type: str | None
-    message_id: str | None
     correlation_id: str | None
 
-    def properties(self, body: bytes) -> tuple[str, bytes]:
-        """The message id, and the encoded properties of a persistent message. Raises ValueError."""
-        message_id = self.message_id or str(uuid.uuid4())
-        return message_id, self.encode(self.content_type or _content_type(body), message_id)
-
-    def messages(self, lines: list[tuple[int, bytes]]) -> Iterator[Line]:
-        """A message of each numbered line, with an id of its own. The rest of the properties is encoded only once."""
-        from workerkit.brokers.rabbitmq.bulk import Line
-
-        around: dict[str, tuple[bytes, bytes]] = {}  # the properties of a content type, before and after the id
-        ids = _random_ids(len(lines))
-        for (number, line), message_id in zip(lines, ids, strict=True):
-            content_type = self.content_type or _content_type(line)
-            if content_type not in around:
-                before, _, after = self.encode(content_type, message_id).rpartition(message_id.encode())
-                around[content_type] = before, after
-            before, after = around[content_type]
-            yield Line(number, before + message_id.encode() + after, line)
-
-    def encode(self, content_type: str, message_id: str) -> bytes:
-        """Encoded properties. Raises ValueError."""
-        from workerkit.outgoing import compose
-
-        message = compose(
+    def message(self, body: bytes, message_id: str) -> Outgoing:
+        """A persistent message. Raises ValueError."""
+        return compose(
             self.queue,
-            body=b"",
-            content_type=content_type,
+            body=body,
+            delay=self.delay,
+            content_type=self.content_type or _content_type(body),
             headers=self.headers,
             correlation_id=self.correlation_id,
             message_id=message_id,
             app_id="workerkit",
         )
-        return message.raw_properties
+
+    def messages(self, lines: list[tuple[int, bytes]]) -> Iterator[Line]:
+        """A message of each numbered line, with an id of its own. The rest of the properties is encoded only once."""
+        around: dict[str, tuple[bytes, bytes]] = {}  # the properties of a content type, before and after the id
+        ids = _random_ids(len(lines))
+        for (number, line), message_id in zip(lines, ids, strict=True):
+            content_type = self.content_type or _content_type(line)
+            if content_type not in around:
+                properties = self.message(line, message_id).raw_properties
+                before, _, after = properties.rpartition(message_id.encode())
+                around[content_type] = before, after
+            before, after = around[content_type]
+            yield Line("", self.queue, before + message_id.encode() + after, line, self.delay, number=number)
 
 
 def _parse_headers(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    from workerkit.outgoing import check_header_name
-
     headers = {}
     for written in values:
         name, equals, value = written.partition("=")
@@ -137,55 +136,49 @@ def publish(
     """
     if lines and message_id:
         raise click.UsageError("--message-id names one message: it cannot be used with --lines")
-    letterhead = _Letterhead(queue, headers, content_type, message_id, correlation_id)
+    letterhead = _Letterhead(queue, delay, headers, content_type, correlation_id)
+    message_id = message_id or str(uuid.uuid4())
     try:
-        letterhead.properties(b"")  # so that what does not fit is said before anything is read or connected
+        letterhead.message(b"", message_id)  # so that what does not fit is said before anything is read or connected
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     settings = context.loaded.settings
     with _open(body) as source:
         if lines:
-            return _publish_lines(settings, queue, delay, letterhead, source, as_json=as_json)
+            return _publish_lines(settings, letterhead, source, as_json=as_json)
         content = source.read()
     if not content and body is None:
         raise click.UsageError("standard input is empty; for a message without a body, write '' as BODY")
-    return _publish_one(settings, queue, delay, letterhead, content, as_json=as_json)
+    return _publish_one(settings, letterhead, content, message_id, as_json=as_json)
 
 
-def _publish_one(
-    settings: Settings, queue: str, delay: float | None, letterhead: _Letterhead, body: bytes, *, as_json: bool
-) -> int:
-    from workerkit.brokers.rabbitmq.bulk import Line
+def _publish_one(settings: Settings, letterhead: _Letterhead, body: bytes, message_id: str, *, as_json: bool) -> int:
+    async def one() -> AsyncIterator[list[Outgoing]]:
+        yield [letterhead.message(body, message_id)]
 
-    message_id, properties = letterhead.properties(body)
-
-    async def one() -> AsyncIterator[list[Line]]:
-        yield [Line(1, properties, body)]
-
-    published = asyncio.run(_send(settings, queue, delay, one(), lambda _count: None))
+    published = asyncio.run(_send(settings, letterhead.queue, one(), lambda _count: None))
     if published.failure is not None:
         raise published.failure.error
     if published.interrupted and not published.confirmed:
         raise click.Abort
     if as_json:
-        print_json({"queue": queue, "published": 1, "message_id": message_id})
+        print_json({"queue": letterhead.queue, "published": 1, "message_id": message_id})
     else:
-        click.echo(f"published 1 message to {queue} (id {message_id}){_later(delay)}")
+        click.echo(f"published 1 message to {letterhead.queue} (id {message_id}){_later(letterhead.delay)}")
     return 0
 
 
-def _publish_lines(
-    settings: Settings, queue: str, delay: float | None, letterhead: _Letterhead, source: _Source, *, as_json: bool
-) -> int:
+def _publish_lines(settings: Settings, letterhead: _Letterhead, source: _Source, *, as_json: bool) -> int:
     from workerkit.cli.terminal import INTERRUPTED, progress_bar
 
     async def messages() -> AsyncIterator[Iterator[Line]]:
         async for lines in _lines(source):
             yield letterhead.messages(lines)
 
+    queue = letterhead.queue
     with progress_bar() as progress:
         task = progress.add_task(f"publishing to {queue}", total=None)
-        published = asyncio.run(_send(settings, queue, delay, messages(), partial(progress.advance, task)))
+        published = asyncio.run(_send(settings, queue, messages(), partial(progress.advance, task)))
     if published.failure is not None:
         raise _at_line(published)
     if published.interrupted:
@@ -194,38 +187,33 @@ def _publish_lines(
     if as_json:
         print_json({"queue": queue, "published": published.confirmed})
     else:
-        click.echo(f"published {_count(published.confirmed)} to {queue}{_later(delay)}")
+        click.echo(f"published {_count(published.confirmed)} to {queue}{_later(letterhead.delay)}")
     return 0
 
 
 async def _send(
-    settings: Settings,
-    queue: str,
-    delay: float | None,
-    messages: AsyncIterator[Iterable[Line]],
-    on_confirmed: Callable[[int], None],
-) -> Published:
-    from workerkit.brokers.rabbitmq.bulk import publish_all
+    settings: Settings, queue: str, messages: AsyncIterator[Iterable[M]], on_confirmed: Callable[[int], None]
+) -> Published[M]:
+    from workerkit.operations.publishing import publish_all
 
     return await publish_all(
         settings,
         queue,
-        delay,
         messages,
         on_confirmed=on_confirmed,
         on_blocked=lambda reason: click.echo(f"RabbitMQ does not read from publishers: {reason}", err=True),
     )
 
 
-def _at_line(published: Published) -> Exception:
+def _at_line(published: Published[Line]) -> BaseException:
     """The error with the number of its line and how far it went, so that the rest can be published again."""
     failure = published.failure
     assert failure is not None
     confirmed = f"{_count(published.confirmed)} confirmed"
-    after = published.confirmed - failure.before
+    after = published.confirmed - failure.index
     where = f", {after} of them after that line" if after else ", all before it"
     failure.error.args = (
-        f"line {failure.number}: {failure.error} ({confirmed}{where if published.confirmed else ''})",
+        f"line {failure.message.number}: {failure.error} ({confirmed}{where if published.confirmed else ''})",
     )
     return failure.error
 

@@ -17,13 +17,6 @@ from workerkit.task_settings import ResolvedSettings
 if TYPE_CHECKING:
     from workerkit.worker.loading import Resolved
 
-_ORIGIN_WORDS = {
-    "default": "default",
-    "class": "class attribute",
-    "initialize()": "initialize()",
-    "command line": "command line",
-}
-"""What a task says about its settings, in the table's words; ``configuration`` has a file and a line instead."""
 _OPERATORS = ("task", "instances", "environment")
 """Keys of a worker that no task decides."""
 
@@ -33,7 +26,9 @@ def shown_settings(loaded: LoadedSettings) -> object:
 
     What is left to the tasks is not among them.
     """
-    return redact(_without_undecided(loaded))
+    tree = as_written(Settings, loaded.settings)
+    workers = {name: _decided_by_operator(loaded, name, worker) for name, worker in tree["workers"].items()}
+    return redact({**_without_none(tree), "workers": workers})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +116,9 @@ def _decided(loaded: LoadedSettings, name: str, task: Resolved) -> tuple[dict[st
 
     def origin(setting: str, key: str) -> str:
         said = task.origins[setting]
-        return loaded.origins.get(key, "default") if said == "configuration" else _ORIGIN_WORDS[said]
+        if said == "configuration":  # that has a file and a line
+            return loaded.origins.get(key, "default")
+        return "class attribute" if said == "class" else said
 
     where = {
         key: origin(setting, key)
@@ -133,7 +130,7 @@ def _decided(loaded: LoadedSettings, name: str, task: Resolved) -> tuple[dict[st
         key = f"workers.{name}.retry.{part}"
         if task.origins["retry"] == "configuration" and not _is_written(loaded, name, part):
             unchanged = getattr(task, part) == getattr(RetryPolicy(), part)
-            where[key] = _ORIGIN_WORDS["default" if unchanged else "class"]
+            where[key] = "default" if unchanged else "class attribute"
     if task.memory_limit is not None and task.origins["memory_limit"] == "default":
         where[f"workers.{name}.memory_limit"] = "default (90 % of the memory cgroup on this machine)"
     return values, where
@@ -146,14 +143,8 @@ def _without_none(tree: Any) -> Any:
     return tree
 
 
-def _without_undecided(loaded: LoadedSettings) -> Any:
-    """The settings without what they leave to the tasks: keys of workers that nobody wrote."""
-    tree = as_written(Settings, loaded.settings)
-    workers = {name: _decided_by_operator(loaded, name, worker) for name, worker in tree["workers"].items()}
-    return {**_without_none(tree), "workers": workers}
-
-
 def _decided_by_operator(loaded: LoadedSettings, name: str, worker: dict[str, Any]) -> dict[str, Any]:
+    """A worker's settings without those that nobody wrote, which are left to its task."""
     # A written null says something: it switches a limit of the class off.
     written = loaded.written_worker_keys[name]
     kept = {key: value for key, value in worker.items() if key in written or key in _OPERATORS}

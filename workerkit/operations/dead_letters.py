@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, TypeVar
 
 from workerkit.brokers.administration import Administration, Browsing
@@ -13,6 +13,9 @@ from workerkit.envelope import DEAD_SUFFIX, dead_queue_name, is_dead_queue_name
 from workerkit.errors import BadData, BrokerError, WorkerkitError
 from workerkit.operations.brokers import administer
 from workerkit.operations.letters import DeadLetter, Details, Matching, Select, details
+from workerkit.operations.publishing import sender_of_a_command
+from workerkit.outgoing import Outgoing
+from workerkit.publishing.sender import Run
 from workerkit.settings import Settings
 
 T = TypeVar("T")
@@ -53,7 +56,7 @@ class Moved:
     done: int
     skipped: tuple[str, ...]
     interrupted: bool
-    error: WorkerkitError | None
+    error: BaseException | None
 
 
 Progress = Callable[[int, int], None]
@@ -90,7 +93,7 @@ async def read(settings: Settings, queue: str, select: Select, keep: Callable[[D
         async with broker.browse(name, ready) as browsing:
             async for letter in _selected(browsing, select):
                 letters.append(keep(letter))
-                ids.add(letter.id)
+                ids.add(letter.message_id)
     return Found(name, ready, letters, _missing(name, select, ids))
 
 
@@ -126,108 +129,97 @@ async def replay(settings: Settings, queue: str, select: Select, target: str, pr
         QueueNotFound: one of the queues does not exist; nothing was moved.
         BrokerError: the broker is away or refuses us, or the dead letters cannot be read any more.
     """
-
-    async def copy(broker: Administration, browsing: Browsing, moving: _Moving) -> None:
-        async with broker.replay(target) as replaying:
-            try:
-                async for letter in moving.selected(browsing):
-                    ended = partial(moving.end, letter, browsing)
-                    try:
-                        await replaying.room()
-                        if moving.failed:
-                            break
-                        replaying.submit(letter.delivery, ended)
-                    except ValueError as error:
-                        moving.skip(letter, error)
-                    except BrokerError as error:
-                        ended(error)
-                        break
-            finally:
-                await replaying.drain()  # what is on its way is confirmed, or will be there twice
-
-    return await _move(settings, queue, select, progress, copy)
+    async with _moving(settings, queue, select, progress) as moving, sender_of_a_command(settings) as sender:
+        await moving.broker.ready(target)
+        run: Run[_Copy] = Run(sender, lambda copy: moving.remove(copy.letter))
+        try:
+            await run.send_all(moving.copies(target))
+        finally:
+            await run.drain()  # what is on its way is confirmed, or will be there twice
+            if run.failure is not None:
+                moving.failure = run.failure.message.letter, run.failure.error
+    return moving.result()
 
 
 async def drop(settings: Settings, queue: str, select: Select, progress: Progress) -> Moved:
     """Delete dead letters. Arguments and errors are those of ``replay``."""
-
-    async def delete(_broker: Administration, browsing: Browsing, moving: _Moving) -> None:
-        async for letter in moving.selected(browsing):
-            moving.end(letter, browsing, None)
-            if moving.failed:
+    async with _moving(settings, queue, select, progress) as moving:
+        async for letter in moving.selected():
+            try:
+                moving.remove(letter)
+            except BrokerError as error:
+                moving.failure = letter, error
                 break
+    return moving.result()
 
-    return await _move(settings, queue, select, progress, delete)
+
+@dataclass(slots=True, kw_only=True)
+class _Copy(Outgoing):
+    letter: DeadLetter
 
 
-async def _move(
-    settings: Settings,
-    queue: str,
-    select: Select,
-    progress: Progress,
-    act: Callable[[Administration, Browsing, _Moving], Awaitable[None]],
-) -> Moved:
+@asynccontextmanager
+async def _moving(settings: Settings, queue: str, select: Select, progress: Progress) -> AsyncIterator[_Moving]:
     name = dead_queue_of(queue)
     async with administer(settings, "dead") as broker:
-        moving = _Moving(name, await broker.ready(name), select, progress)
-        async with broker.browse(name, moving.ready) as browsing:
+        ready = await broker.ready(name)
+        async with broker.browse(name, ready) as browsing:
+            moving = _Moving(broker, browsing, select, progress, queue=name, ready=ready)
             try:
-                await act(broker, browsing, moving)
+                yield moving
             except asyncio.CancelledError:
                 moving.interrupted = True
-    return moving.result()
 
 
 class _Moving:
     """Dead letters on their way out of their queue."""
 
-    def __init__(self, queue: str, ready: int, select: Select, progress: Progress) -> None:
-        self.ready = ready
+    def __init__(
+        self, broker: Administration, browsing: Browsing, select: Select, progress: Progress, *, queue: str, ready: int
+    ) -> None:
+        self.broker = broker
+        self.failure: tuple[DeadLetter, BaseException] | None = None
         self.interrupted = False
+        self._browsing = browsing
         self._queue = queue
+        self._ready = ready
         self._select = select
         self._progress = progress
         self._total = ready if select.limit is None else min(ready, select.limit)
         self._done = 0
         self._ids: set[str | None] = set()
         self._skipped: list[str] = []
-        self._failure: tuple[int, BrokerError] | None = None
         progress(0, self._total)
 
-    @property
-    def failed(self) -> bool:
-        """Whether one has failed: no more are to be started."""
-        return self._failure is not None
-
-    async def selected(self, browsing: Browsing) -> AsyncIterator[DeadLetter]:
-        async for letter in _selected(browsing, self._select):
-            self._ids.add(letter.id)
+    async def selected(self) -> AsyncIterator[DeadLetter]:
+        async for letter in _selected(self._browsing, self._select):
+            self._ids.add(letter.message_id)
             yield letter
 
-    def skip(self, letter: DeadLetter, why: ValueError) -> None:
-        self._skipped.append(f"number {letter.number} (id {letter.id or '-'}): {why}")
-
-    def end(self, letter: DeadLetter, browsing: Browsing, error: BrokerError | None) -> None:
-        """One has nothing more to wait for: without an error, it goes. Of several errors, the first letter's counts."""
-        if error is None:
+    async def copies(self, target: str) -> AsyncIterator[list[_Copy]]:
+        """A copy of each for the queue ``target``, but of those that cannot be copied."""
+        async for letter in self.selected():
             try:
-                browsing.ack(letter.delivery)
-            except BrokerError as gone:
-                error = gone
-        if error is None:
-            self._done += 1
-            self._progress(self._done, self._total)
-        elif self._failure is None or letter.number < self._failure[0]:
-            self._failure = letter.number, error
+                properties = self.broker.replayed(letter.delivery)
+            except ValueError as error:
+                self._skipped.append(f"number {letter.number} (id {letter.message_id or '-'}): {error}")
+            else:
+                yield [_Copy("", target, properties, letter.delivery.body, letter=letter)]
+
+    def remove(self, letter: DeadLetter) -> None:
+        """Take it out of its queue. Raises BrokerError when it is the broker's again."""
+        self._browsing.ack(letter.delivery)
+        self._done += 1
+        self._progress(self._done, self._total)
 
     def result(self) -> Moved:
-        error: WorkerkitError | None = None
-        if self._failure is not None:
-            number, error = self._failure
-            error.args = (f"number {number}: {error}",)
+        error: BaseException | None = None
+        if self.failure is not None:
+            letter, error = self.failure
+            error.args = (f"number {letter.number}: {error}",)
         elif not self.interrupted:
             error = _missing(self._queue, self._select, self._ids)
-        return Moved(self._queue, self.ready, self._done, tuple(self._skipped), self.interrupted, error)
+        return Moved(self._queue, self._ready, self._done, tuple(self._skipped), self.interrupted, error)
 
 
 def _missing(queue: str, select: Select, found: Collection[str | None]) -> BadData | None:

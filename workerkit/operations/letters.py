@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -42,8 +42,13 @@ class DeadLetter:
             return Properties(headers={headers.MESSAGE: f"its properties cannot be read: {error}"})
 
     @property
-    def id(self) -> str | None:
+    def message_id(self) -> str | None:
         return self.properties.message_id
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return len(self.delivery.body)
 
     @property
     def reason(self) -> str:
@@ -81,7 +86,7 @@ class DeadLetter:
     @property
     def fingerprint(self) -> bytes:
         """Tells this message from others, and stays the same however often the broker hands it out."""
-        text = repr((self.id, self.failed_at, self.properties.timestamp)).encode()
+        text = repr((self.message_id, self.failed_at, self.properties.timestamp)).encode()
         return hashlib.blake2b(text + self.delivery.body, digest_size=16).digest()
 
     def _said(self, name: str) -> str | None:
@@ -125,7 +130,7 @@ class Matching:
 
     def __call__(self, letter: DeadLetter) -> bool:
         return (
-            (not self.ids or letter.id in self.ids)
+            (not self.ids or letter.message_id in self.ids)
             and (not self.reasons or letter.reason in self.reasons)
             and (not self.numbers or letter.number in self.numbers)
         )
@@ -215,13 +220,4 @@ def details(letter: DeadLetter) -> Details:
 
 
 def _summarised(letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "number": letter.number,
-        "message_id": letter.id,
-        "reason": letter.reason,
-        "exception": letter.exception,
-        "message": letter.message,
-        "attempt": letter.attempt,
-        "failed_at": letter.failed_at,
-        "size": len(letter.delivery.body),
-    }
+    return {field.name: getattr(letter, field.name) for field in fields(Summary)}

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from workerkit.errors import ConfigurationError, PublishFailed
+from workerkit.brokers.ended import Ended
 from workerkit.outgoing import Outgoing
-from workerkit.settings import load
 from workerkit.settings.model import BrokerSettings, Settings
-
-Ended = Callable[[PublishFailed | None], None]
-"""Called once for a message, with None when the broker has it. Must not raise."""
 
 
 class PublishAdapter(Protocol):
@@ -51,35 +45,19 @@ MakeAdapter = Callable[[], PublishAdapter]
 """Called once for each loop that publishes."""
 
 
-def adapter_for_url(url: str | list[str], timeout: float) -> MakeAdapter:
-    """For a broker of which no more is known than where it is.
+def adapter_for(broker: BrokerSettings, settings: Settings | None, timeout: float) -> MakeAdapter:
+    """The adapter that the scheme of the URL means.
+
+    Imports what it needs at once: in a thread, later, an import may be cut in two by a fork.
 
     Args:
-        url: one URL, or several that are tried in turn.
+        broker: one URL, or several that are tried in turn.
+        settings: which queues delay messages for how long; None when no more is known than where the broker is.
         timeout: seconds for one message.
 
     Raises:
         ValueError: it is no URL of a broker that can be published to, or the time is not more than 0.
     """
-    return _adapter(BrokerSettings(url=url), None, timeout)
-
-
-def adapter_from_config(path: str | Path, timeout: float) -> MakeAdapter:
-    """For the broker of a configuration, as the command line reads it.
-
-    Raises:
-        ConfigurationError: it cannot be used.
-        ValueError: the time is not more than 0.
-    """
-    settings = load(Path(path), os.environ).settings
-    try:
-        return _adapter(settings.broker, settings, timeout)
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: broker.url: {error}") from None
-
-
-def _adapter(broker: BrokerSettings, settings: Settings | None, timeout: float) -> MakeAdapter:
-    """Imports what it needs at once: in a thread, later, an import may be cut in two by a fork."""
     if not timeout > 0:
         raise ValueError(f"a timeout is more than 0 seconds, not {timeout!r}")
     urls = [broker.url] if isinstance(broker.url, str) else broker.url

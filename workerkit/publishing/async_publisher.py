@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 from workerkit.outgoing import MessageOptions, Outgoing, compose
 from workerkit.properties import decode_ids
-from workerkit.publishing.adapters import MakeAdapter, adapter_for_url, adapter_from_config
-from workerkit.publishing.publisher import DEFAULT_TIMEOUT, as_message
+from workerkit.publishing.adapters import MakeAdapter
+from workerkit.publishing.base import BasePublisher, as_message
 from workerkit.publishing.sender import Sender
 
 
-class AsyncPublisher:
+class AsyncPublisher(BasePublisher):
     """Publishes and waits for the broker's confirm, on the caller's event loop::
 
         async with AsyncPublisher("amqp://guest:guest@localhost:5672/%2F") as publisher:
@@ -29,28 +27,11 @@ class AsyncPublisher:
     Args and Raises: those of ``Publisher``.
     """
 
-    def __init__(self, url: str | list[str], *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._prepare(adapter_for_url(url, timeout), timeout)
-
-    @classmethod
-    def from_config(cls, path: str | Path = "config/workerkit.yaml", *, timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """As ``Publisher.from_config``. Reads a file: to be called before the loop is busy."""
-        self = cls.__new__(cls)
-        self._prepare(adapter_from_config(path, timeout), timeout)
-        return self
-
     def _prepare(self, make_adapter: MakeAdapter, timeout: float) -> None:
-        self._make_adapter = make_adapter
-        self._timeout = timeout
-        self._closed = False
+        super()._prepare(make_adapter, timeout)
         self._owner: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._sender: Sender
         self._left: list[Sender] = []  # of a parent, whose sockets nothing here may close by throwing them away
-
-    @staticmethod
-    def message(queue: str | None, data: Any = None, **options: Unpack[MessageOptions]) -> Outgoing:
-        """A message for ``publish_many``. The arguments are those of ``publish``."""
-        return compose(queue, data, **options)
 
     async def publish(self, queue: str | None, data: Any = None, **options: Unpack[MessageOptions]) -> str:
         """Publish one message; returns its id when the broker has it. Arguments and errors as ``Publisher.publish``."""
@@ -77,14 +58,11 @@ class AsyncPublisher:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.close()
 
     def _here(self) -> Sender:
-        if self._closed:
-            raise RuntimeError("the publisher is closed")
+        self._check_open()
         here = asyncio.get_running_loop(), os.getpid()
         if self._owner != here:
             if self._owner is not None:

@@ -6,20 +6,16 @@ import atexit
 import os
 import weakref
 from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from workerkit.errors import PublishTimeout
 from workerkit.outgoing import MessageOptions, Outgoing, compose
 from workerkit.properties import decode_ids
-from workerkit.publishing.adapters import MakeAdapter, adapter_for_url, adapter_from_config
+from workerkit.publishing.adapters import MakeAdapter
+from workerkit.publishing.base import BasePublisher, as_message
 from workerkit.publishing.sender import Sender
 from workerkit.publishing.thread import Feed, LoopThread, Sending
 
-DEFAULT_TIMEOUT = 10.0
-"""Seconds from the call to the confirm."""
 _STALL = 5.0
 """Seconds beyond its time that a message is waited for, before its thread counts as one that does not run."""
 _EXIT_PATIENCE = 2.0
@@ -34,7 +30,7 @@ sockets and its epoll descriptor are shared with the parent."""
 _publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
 
 
-class Publisher:
+class Publisher(BasePublisher):
     """Publishes and waits for the broker's confirm::
 
         with Publisher("amqp://guest:guest@localhost:5672/%2F") as publisher:
@@ -60,35 +56,11 @@ class Publisher:
         ValueError: that is no URL of a broker.
     """
 
-    def __init__(self, url: str | list[str], *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._prepare(adapter_for_url(url, timeout), timeout)
-
-    @classmethod
-    def from_config(cls, path: str | Path = "config/workerkit.yaml", *, timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """A publisher to the broker of a configuration, read as the command line does, the environment included.
-
-        It knows the queues' retry policies: a delay that is one of theirs shares its queue, and none is declared for
-        queues with ``declare: false``, where the nearest is used.
-
-        Raises:
-            ConfigurationError: the configuration cannot be used.
-        """
-        self = cls.__new__(cls)
-        self._prepare(adapter_from_config(path, timeout), timeout)
-        return self
-
     def _prepare(self, make_adapter: MakeAdapter, timeout: float) -> None:
-        self._make_adapter = make_adapter
-        self._timeout = timeout
-        self._closed = False
+        super()._prepare(make_adapter, timeout)
         self._threads: dict[_ProcessKey, LoopThread] = {}
         _publishers.add(self)
         weakref.finalize(self, _stop, self._threads).atexit = False
-
-    @staticmethod
-    def message(queue: str | None, data: Any = None, **options: Unpack[MessageOptions]) -> Outgoing:
-        """A message for ``publish_many``. The arguments are those of ``publish``."""
-        return compose(queue, data, **options)
 
     def publish(self, queue: str | None, data: Any = None, **options: Unpack[MessageOptions]) -> str:
         """Publish one message; returns when the broker has it.
@@ -137,7 +109,14 @@ class Publisher:
         """
         thread = self._thread()
         feed = Feed(thread)
-        sending = thread.submit(lambda sender: _publish_all(sender, feed))
+
+        async def publish(sender: Sender) -> int:
+            try:
+                return await sender.publish_many(feed.batches())
+            finally:
+                feed.refuse()
+
+        sending = thread.submit(publish)
         try:
             for message in messages:
                 if not feed.put(as_message(message)):
@@ -150,46 +129,27 @@ class Publisher:
     def close(self) -> None:
         """Wait for what is being published, close the connection, and publish no more. May be called again."""
         self._closed = True
-        if (thread := self._threads.get(_this_process())) is not None:
-            thread.stop()
+        if thread := _stop(self._threads):
             thread.join()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _thread(self) -> LoopThread:
         """This process's own. No lock: a fork could take it along, held by a thread that is not there any more."""
-        if self._closed:
-            raise RuntimeError("the publisher is closed")
+        self._check_open()
         key = _this_process()
         thread = self._threads.get(key)
         if thread is None:
-            fresh = LoopThread(partial(_make_sender, self._make_adapter, self._timeout))
+            make_adapter, timeout = self._make_adapter, self._timeout  # the thread must not keep `self` alive
+            fresh = LoopThread(lambda: Sender(make_adapter(), timeout))
             thread = self._threads.setdefault(key, fresh)
             if thread is not fresh:  # somebody else was faster: another thread, or a signal handler in this one
                 fresh.stop()
         return thread
-
-
-def as_message(message: Outgoing | tuple[str, Any]) -> Outgoing:
-    """A pair of queue and data as a message. Raises TypeError for anything else."""
-    if isinstance(message, Outgoing):
-        return message
-    if isinstance(message, tuple) and len(message) == 2:
-        return compose(*message)
-    raise TypeError(f"a message is a pair of queue and data, or comes from message(), and is not {message!r:.100}")
-
-
-async def _publish_all(sender: Sender, feed: Feed) -> int:
-    try:
-        return await sender.publish_many(feed.batches())
-    finally:
-        feed.refuse()
 
 
 def _result(sending: Sending[T], patience: float | None = None) -> T:
@@ -205,18 +165,15 @@ def _result(sending: Sending[T], patience: float | None = None) -> T:
         raise
 
 
-def _make_sender(make_adapter: MakeAdapter, timeout: float) -> Sender:
-    return Sender(make_adapter(), timeout)
-
-
 def _this_process() -> _ProcessKey:
     return os.getpid(), _forks
 
 
-def _stop(threads: dict[_ProcessKey, LoopThread]) -> None:
-    """The publisher was thrown away without ``close``."""
+def _stop(threads: dict[_ProcessKey, LoopThread]) -> LoopThread | None:
+    """Stop this process's own thread, if there is one. Also called when a publisher was thrown away unclosed."""
     if (thread := threads.get(_this_process())) is not None:
         thread.stop()
+    return thread
 
 
 def _after_fork() -> None:
@@ -229,8 +186,7 @@ def _after_fork() -> None:
 def _at_exit() -> None:
     for publisher in tuple(_publishers):
         publisher._closed = True  # noqa: SLF001
-        if (thread := publisher._threads.get(_this_process())) is not None:  # noqa: SLF001
-            thread.stop()
+        if thread := _stop(publisher._threads):  # noqa: SLF001
             thread.join(_EXIT_PATIENCE)
 
 

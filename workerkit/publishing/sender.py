@@ -1,12 +1,15 @@
-"""What both publishers do on their event loop: every message is confirmed within its time, or an error says why not."""
+"""What publishers do on their event loop: every message is confirmed within its time, or an error says why not."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
+from typing import Generic, TypeVar
 
 from workerkit.brokers.backoff import Backoff
+from workerkit.brokers.ended import resolve
 from workerkit.errors import BrokerError, ConnectionFailed, ConnectionLost, PublishFailed, PublishTimeout, Unconfirmed
 from workerkit.outgoing import Outgoing
 from workerkit.publishing.adapters import PublishAdapter
@@ -14,7 +17,8 @@ from workerkit.publishing.adapters import PublishAdapter
 _AT_ONCE = 1000
 """Messages that are dealt with at once; more wait in line, each woken when it is its turn."""
 _TRANSIENT = (ConnectionFailed, ConnectionLost, Unconfirmed)
-"""What another try may mend. PublishTimeout is Unconfirmed, but its time is over."""
+
+M = TypeVar("M", bound=Outgoing)
 
 
 class Sender:
@@ -26,11 +30,13 @@ class Sender:
     Args:
         adapter: the way to the broker; closed by ``close``.
         timeout: seconds for one message, from the call to the confirm.
+        tries_again: after the loss of a connection; otherwise that is a failure like others.
     """
 
-    def __init__(self, adapter: PublishAdapter, timeout: float) -> None:
-        self._adapter = adapter
-        self._timeout = timeout
+    def __init__(self, adapter: PublishAdapter, timeout: float, *, tries_again: bool = True) -> None:
+        self.adapter = adapter
+        self.timeout = timeout
+        self._tries_again = tries_again
         self._loop = asyncio.get_running_loop()
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._trouble = ""  # with the connection, lately
@@ -49,7 +55,7 @@ class Sender:
         """
         self._enter()
         try:
-            await self.send(message, self._loop.time() + self._timeout)
+            await self.send(message, self._loop.time() + self.timeout)
         finally:
             self._leave()
 
@@ -66,16 +72,20 @@ class Sender:
             Exception: whatever the iterable raises; what it gave before has been confirmed.
         """
         self._enter()
-        run = _Run(self, self._adapter, self._timeout)
+        run: Run[Outgoing] = Run(self)
         reading = self._loop.create_task(run.send_all(batches))
         self._reading.add(reading)
         try:
             await asyncio.wait({reading})
-            confirmed = await run.end()
+            await run.drain()
+            if run.failure is not None:
+                if isinstance(run.failure.error, PublishFailed):
+                    run.failure.error.index = run.failure.index
+                raise run.failure.error
             if reading.cancelled():
                 raise RuntimeError("the publisher was closed meanwhile")
             reading.result()
-            return confirmed
+            return run.confirmed
         finally:
             self._reading.discard(reading)
             reading.cancel()
@@ -87,7 +97,7 @@ class Sender:
         for reading in self._reading:
             reading.cancel()
         await self._idle.wait()
-        await self._adapter.close()
+        await self.adapter.close()
 
     async def send(self, message: Outgoing, deadline: float, *, sent: bool = False) -> None:
         """Publish until it is confirmed or ``deadline``, by the loop's clock. Raises as ``publish`` does.
@@ -101,37 +111,49 @@ class Sender:
                     await self.until_ready(message)
                     done: asyncio.Future[None] = self._loop.create_future()
                     try:
-                        self._adapter.submit(message, partial(_end, done))
+                        self.adapter.submit(message, partial(resolve, done))
                         sent = True
                         await done
                         return
-                    except PublishTimeout:
-                        raise
-                    except _TRANSIENT as error:
-                        self._trouble = str(error)
-                    await asyncio.sleep(backoff.delay())
-                    backoff = backoff.next()
+                    except BrokerError as error:
+                        backoff = await self._pause(error, backoff)
         except TimeoutError:
-            raise self.timed_out(sent=sent) from None
+            raise self._timed_out(sent=sent) from None
 
     async def until_ready(self, message: Outgoing) -> None:
         """Wait until the adapter takes this message, however often the connection is lost. Raises what no try mends."""
         backoff = Backoff()
-        while not self._adapter.ready(message):
+        while not self.adapter.ready(message):
             try:
-                await self._adapter.room(message)
+                await self.adapter.room(message)
                 self._trouble = ""
-            except PublishTimeout:
-                raise
-            except _TRANSIENT as error:
-                self._trouble = str(error)
-                await asyncio.sleep(backoff.delay())
-                backoff = backoff.next()
+            except BrokerError as error:
+                backoff = await self._pause(error, backoff)
 
-    def timed_out(self, *, sent: bool) -> PublishTimeout:
+    async def until_ready_in_time(self, message: Outgoing) -> None:
+        """As ``until_ready``. Raises PublishTimeout when the time for one message is over."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self.until_ready(message)
+        except TimeoutError:
+            raise self._timed_out(sent=False) from None
+
+    def may_mend(self, error: BaseException | None) -> bool:
+        """Whether another try may. A PublishTimeout is Unconfirmed, but its time is over."""
+        return self._tries_again and isinstance(error, _TRANSIENT) and not isinstance(error, PublishTimeout)
+
+    async def _pause(self, error: BrokerError, backoff: Backoff) -> Backoff:
+        """Wait before another try; raises the error that none can mend."""
+        if not self.may_mend(error):
+            raise error
+        self._trouble = str(error)
+        await asyncio.sleep(backoff.delay())
+        return backoff.next()
+
+    def _timed_out(self, *, sent: bool) -> PublishTimeout:
         """The error of a message that was not confirmed in time; ``sent``: the broker may have it nevertheless."""
-        limit = f"within {self._timeout:g} s"
-        blocked = f", as the broker blocks publishers ({self._adapter.blocked_by})" if self._adapter.blocked_by else ""
+        limit = f"within {self.timeout:g} s"
+        blocked = f", as the broker blocks publishers ({self.adapter.blocked_by})" if self.adapter.blocked_by else ""
         if sent:
             trouble = f" ({self._trouble})" if self._trouble else ""
             return PublishTimeout(f"no confirm {limit}{blocked}{trouble}; the message may have arrived")
@@ -148,84 +170,98 @@ class Sender:
             self._idle.set()
 
 
-class _Run:
-    """One ``publish_many``: many messages in flight, in order while no connection is lost, none after a failure."""
+@dataclass(frozen=True, slots=True)
+class Failure(Generic[M]):
+    """A message that the broker does not have, and why. ``index`` counts from 0."""
 
-    def __init__(self, sender: Sender, adapter: PublishAdapter, timeout: float) -> None:
-        self._sender = sender
-        self._adapter = adapter
-        self._timeout = timeout
-        self._loop = asyncio.get_running_loop()
+    index: int
+    message: M
+    error: BaseException
+
+
+class Run(Generic[M]):
+    """Many messages in flight, in order while no connection is lost, none sent after a failure.
+
+    Args:
+        sender: over what, for how long, and whether again.
+        on_confirmed: called for each message that the broker has; a BrokerError that it raises is that message's.
+
+    Attributes:
+        confirmed: how many messages the broker has.
+        failure: the earliest message that failed: all before it are confirmed, and some after it may be.
+    """
+
+    def __init__(self, sender: Sender, on_confirmed: Callable[[M], object] = lambda _message: None) -> None:
+        self.confirmed = 0
+        self.failure: Failure[M] | None = None
         self._taken = 0
+        self._sender = sender
+        self._adapter = sender.adapter
+        self._on_confirmed = on_confirmed
+        self._loop = asyncio.get_running_loop()
         self._open = 0
         self._again: set[asyncio.Task[None]] = set()
-        self._failure: tuple[int, BaseException] | None = None
         self._changed = asyncio.Event()
 
-    async def send_all(self, batches: AsyncIterable[Iterable[Outgoing]]) -> None:
-        """Publish all of them, as there is room, up to the first that fails."""
+    async def send_all(self, batches: AsyncIterable[Iterable[M]]) -> None:
+        """Publish all of them, as there is room, up to the first that fails. Raises what the iterable raises."""
         async for batch in batches:
             for message in batch:
                 try:
-                    await self._send(message)
-                except Exception as error:  # noqa: BLE001 - raised by `end`, when those before it are through
-                    self._fail(self._taken, error)
-                if self._failure is not None:
+                    if self._again or not self._adapter.ready(message):
+                        await self._wait_for_turn(message)
+                    if self.failure is None:
+                        self._submit(message)
+                except Exception as error:  # noqa: BLE001 - a failure of this message, whatever it is
+                    self._fail(self._taken, message, error)
+                if self.failure is not None:
                     return
                 self._taken += 1
 
-    async def _send(self, message: Outgoing) -> None:
-        if self._again or not self._adapter.ready(message):
-            await self._wait_for_turn(message)
-        if self._failure is not None:
-            return
-        deadline = self._loop.time() + self._timeout
-        self._open += 1
-        try:
-            self._adapter.submit(message, partial(self._ended, self._taken, message, deadline))
-        except _TRANSIENT:
-            self._try_again(self._taken, message, deadline, sent=False)
-        except BaseException:
-            self._open -= 1
-            raise
-
-    async def end(self) -> int:
-        """Wait for what is in flight. Returns how many were confirmed, or raises the first failure."""
+    async def drain(self) -> None:
+        """Wait for what is in flight."""
         while self._open:
             await self._change()
-        if self._failure is None:
-            return self._taken
-        index, error = self._failure
-        if isinstance(error, PublishFailed):
-            error.index = index
-        raise error
 
     def stop(self) -> None:
         """Try nothing again any more."""
         for task in self._again:
             task.cancel()
 
-    async def _wait_for_turn(self, message: Outgoing) -> None:
+    async def _wait_for_turn(self, message: M) -> None:
         """Those that are tried again come first."""
         while self._again:
             await self._change()
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._sender.until_ready(message)
-        except TimeoutError:
-            raise self._sender.timed_out(sent=False) from None
+        await self._sender.until_ready_in_time(message)
 
-    def _ended(self, index: int, message: Outgoing, deadline: float, error: BaseException | None) -> None:
-        if isinstance(error, Unconfirmed) and not isinstance(error, PublishTimeout):
+    def _submit(self, message: M) -> None:
+        deadline = self._loop.time() + self._sender.timeout
+        self._open += 1
+        try:
+            self._adapter.submit(message, partial(self._ended, self._taken, message, deadline))
+        except BaseException as error:
+            if not self._sender.may_mend(error):
+                self._open -= 1
+                raise
+            self._try_again(self._taken, message, deadline, sent=False)
+
+    def _ended(self, index: int, message: M, deadline: float, error: BaseException | None) -> None:
+        if error is None:
+            try:
+                self._on_confirmed(message)
+                self.confirmed += 1
+            except BrokerError as after_confirm:
+                error = after_confirm
+        elif self._sender.may_mend(error):
             self._try_again(index, message, deadline, sent=True)
             return
         if error is not None:
-            self._fail(index, error)
+            self._fail(index, message, error)
         self._open -= 1
         if not self._open:
             self._changed.set()
 
-    def _try_again(self, index: int, message: Outgoing, deadline: float, *, sent: bool) -> None:
+    def _try_again(self, index: int, message: M, deadline: float, *, sent: bool) -> None:
         task = self._loop.create_task(self._sender.send(message, deadline, sent=sent))
         self._again.add(task)
 
@@ -237,19 +273,10 @@ class _Run:
 
         task.add_done_callback(done)
 
-    def _fail(self, index: int, error: BaseException) -> None:
-        if self._failure is None or index < self._failure[0]:
-            self._failure = index, error
+    def _fail(self, index: int, message: M, error: BaseException) -> None:
+        if self.failure is None or index < self.failure.index:
+            self.failure = Failure(index, message, error)
 
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
-
-
-def _end(done: asyncio.Future[None], error: BrokerError | None) -> None:
-    if done.done():  # whoever waited has been cancelled
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)

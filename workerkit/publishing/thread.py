@@ -92,10 +92,11 @@ class LoopThread:
         self._sender: Sender | None = None
         self._lock = threading.RLock()
         self._stopping = False
-        self._loop = asyncio.SelectorEventLoop()
+        runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
+        self._loop = runner.get_loop()
         self._ended = _Gate()
         # Not a ``threading.Thread``: its start takes a lock that all threads share, and may be what is interrupted.
-        self._ident = _thread.start_new_thread(_run, (self._loop, self._ended))
+        self._ident = _thread.start_new_thread(_run, (runner, self._ended))
 
     def submit(self, work: Callable[[Sender], Coroutine[Any, Any, T]]) -> Sending[T]:
         """Start ``work`` on the loop. Raises RuntimeError when the thread is being stopped."""
@@ -139,19 +140,12 @@ class LoopThread:
             self._loop.stop()
 
 
-def _run(loop: asyncio.AbstractEventLoop, ended: _Gate) -> None:
+def _run(runner: asyncio.Runner, ended: _Gate) -> None:
     """Apart from the object, so that the thread does not keep that alive."""
-    asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
+        with runner:  # cancels what is left, and closes the loop
+            runner.get_loop().run_forever()
     finally:
-        loop.close()
         ended.open()
 
 

@@ -262,7 +262,7 @@ async def test_what_was_published_before_the_deadline_of_another_is_unconfirmed(
     await scene.submit()
     await asyncio.sleep(0.3)
     await scene.submit()
-    await scene.publisher.drain()
+    await asyncio.sleep(0.4)
     assert scene.outcomes() == ["PublishTimeout", "Unconfirmed"]
     await scene.submit()
     scene.channel.confirm(1, False, True)
@@ -353,6 +353,33 @@ async def test_all_who_wait_for_a_connection_learn_from_one_attempt() -> None:
         errors = await asyncio.gather(*tries, return_exceptions=True)
         assert [type(error) for error in errors] == [ConnectionFailed] * 100
         assert attempts == number
+
+
+@on_a_loop
+async def test_an_attempt_to_connect_is_not_given_up_with_whoever_waited_first() -> None:
+    """A time limit may be shorter than a handshake: the others wait on, and closing ends it."""
+    scene = Scene()
+    first = asyncio.create_task(scene.publisher.channel())
+    second = asyncio.create_task(scene.publisher.channel())
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert len(scene.connections) == 1
+
+    cancelled = asyncio.Event()
+
+    async def wait() -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    publisher = ConfirmedPublisher(wait)
+    opening = asyncio.create_task(publisher.channel())
+    await asyncio.sleep(0.01)
+    await publisher.close()
+    assert cancelled.is_set()
+    await asyncio.gather(opening, return_exceptions=True)
 
 
 @on_a_loop

@@ -39,12 +39,12 @@ def test_the_lines_do_not_depend_on_how_they_are_read(chunks):
 @pytest.mark.parametrize("content_type", [None, "text/x"])
 def test_a_line_has_the_properties_of_a_message_of_its_own(content_type):
     """Each its id; the content type is that of the line, whatever the one before it was."""
-    letterhead = _Letterhead("q", {"tenant": "acme", "größe": "1"}, content_type, None, "c-1")
+    letterhead = _Letterhead("q", None, {"tenant": "acme", "größe": "1"}, content_type, "c-1")
     lines = [(3, b'{"n": 1}'), (4, b"text"), (6, b"\xff"), (7, b"[]"), (8, b"more text")]
     messages = list(letterhead.messages(lines))
     assert [(message.number, message.body) for message in messages] == lines
-    properties = [decode(message.properties) for message in messages]
-    alone = [decode(letterhead.properties(line)[1]) for _, line in lines]
+    properties = [decode(message.raw_properties) for message in messages]
+    alone = [decode(letterhead.message(line, "id").raw_properties) for _, line in lines]
     assert [replace(got, message_id=None, timestamp=0) for got in properties] == [
         replace(got, message_id=None, timestamp=0) for got in alone
     ]

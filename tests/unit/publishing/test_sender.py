@@ -22,7 +22,7 @@ from workerkit.errors import (
     Unroutable,
 )
 from workerkit.outgoing import Outgoing, compose
-from workerkit.publishing.sender import Sender
+from workerkit.publishing.sender import Run, Sender
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -210,6 +210,23 @@ async def test_of_many_those_that_are_tried_again_come_before_the_next() -> None
     assert adapter.bodies == [b"0", b"1"]
     await adapter.answer(None, None, None)
     assert await publishing == 3
+
+
+@pytest.mark.parametrize("sent", [True, False])
+@on_a_loop
+async def test_a_run_that_tries_nothing_again_ends_at_a_lost_connection(sent: bool) -> None:
+    """An operator's command says how far it came, and leaves the rest to the operator."""
+    adapter = Adapter()
+    run: Run[Outgoing] = Run(Sender(adapter, timeout=10, tries_again=False))
+    await run.send_all(batches([1, 2]))
+    await adapter.answer(None)
+    if sent:
+        await adapter.answer(Unconfirmed("lost"))
+    adapter.open, adapter.faults = False, [ConnectionLost("gone")]
+    await run.send_all(batches([3]))
+    assert run.failure is not None
+    assert (run.failure.index, run.failure.message.body) == ((1, b"2") if sent else (2, b"3"))
+    assert type(run.failure.error) is (Unconfirmed if sent else ConnectionLost)
 
 
 @on_a_loop

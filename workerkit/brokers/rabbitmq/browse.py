@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 from workerkit.brokers.rabbitmq.amqp import Connection
@@ -21,7 +20,7 @@ _PATIENCE = 20
 
 
 class Browser:
-    """An async context that hands out the messages of a queue in the broker's order.
+    """Fills ``Browsing``, as an async context.
 
     What ``ack`` was not called for goes back at the end of the context; where the process or the connection dies
     before, the broker takes it back. So nothing that is merely looked at can be lost.
@@ -54,9 +53,7 @@ class Browser:
         await self._channel.qos(self._prefetch)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         with contextlib.suppress(BrokerError):  # the broker takes back all by itself then
             for tag in self._tags:
                 await self._channel.cancel(tag)
@@ -66,11 +63,6 @@ class Browser:
             await self._channel.close()
 
     async def next(self) -> Delivery | None:
-        """The next message, or None after the last.
-
-        Raises:
-            BrokerError: the connection or the queue is gone.
-        """
         if self._left == 0:
             return None
         pauses = 0
@@ -88,11 +80,6 @@ class Browser:
         return self._buffer.popleft()
 
     def ack(self, delivery: Delivery) -> None:
-        """Take this message out of the queue for good.
-
-        Raises:
-            BrokerError: the channel is gone, and the message is the broker's again.
-        """
         self._channel.ack([(delivery.tag, False)])
         self._held.discard(delivery.tag)
 

@@ -10,16 +10,15 @@ from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.brokers.rabbitmq.topology import Queue, Topology
 from workerkit.errors import AccessRefused, ConfigurationError, Difference, QueueNotFound, TopologyMismatch
 
-_ARGUMENT = re.compile("inequivalent arg '([^']+)'")
+# Its answer has room for 255 bytes: of a long name, the values did not fit.
 _INEQUIVALENT = re.compile(
-    r"inequivalent arg '(?P<argument>[^']+)' for (?P<object>\w+ '.*?') in vhost '.*?': "
-    r"received (?P<wanted>.*) but current is (?P<actual>.*)",
+    r"inequivalent arg '(?P<argument>[^']+)'"
+    r"(?: for (?P<object>\w+ '.*?') in vhost '.*?': received (?P<wanted>.*) but current is (?P<actual>.*))?",
     re.DOTALL,
 )
 # RabbitMQ says `the value '5' of type 'signedint'` when the other side has none, and a bare `'5'` when both have one.
 _VALUE = re.compile(r"(?:the value )?'(?P<value>.*?)'(?: of type '(?P<type>\w+)')?", re.DOTALL)
 _INTEGERS = frozenset({"byte", "unsignedbyte", "short", "unsignedshort", "signedint", "unsignedint", "long"})
-_FLAGS = ("durable", "auto_delete")
 
 
 async def declare(connection: Connection, topology: Topology) -> None:
@@ -37,7 +36,7 @@ async def declare(connection: Connection, topology: Topology) -> None:
         try:
             await channel.declare_exchange(name, exchange.type, durable=exchange.durable, arguments=exchange.arguments)
         except PreconditionFailed as error:
-            differences.append(_inequivalent(str(error), f"exchange {name!r}")[0])
+            differences.append(_inequivalent(error, f"exchange {name!r}")[0])
             channel = await connection.channel()
     for queue in topology.queues:
         try:
@@ -45,7 +44,7 @@ async def declare(connection: Connection, topology: Topology) -> None:
             for binding in queue.bindings:
                 await channel.bind(queue.name, binding.exchange, binding.routing_key, binding.arguments)
         except PreconditionFailed as error:
-            differences += await _differences(connection, queue, str(error))
+            differences += await _differences(connection, queue, error)
             channel = await connection.channel()
         except QueueNotFound as error:  # 404 in a bind: the exchange
             raise ConfigurationError(f"queue {queue.name!r} cannot be bound: {error}") from None
@@ -65,8 +64,8 @@ async def check(connection: Connection, topology: Topology) -> None:
     Raises:
         ConfigurationError: a queue is missing.
     """
+    channel = await connection.channel()
     for queue in topology.queues:
-        channel = await connection.channel()
         try:
             await channel.check_queue(queue.name)
         except QueueNotFound:
@@ -74,10 +73,10 @@ async def check(connection: Connection, topology: Topology) -> None:
                 f"queue {queue.name!r} does not exist and `declare: false` forbids to make it: run "
                 f"`workerkit queues declare` as a user with configure permission"
             ) from None
-        await channel.close()
+    await channel.close()
 
 
-async def _differences(connection: Connection, queue: Queue, refusal: str) -> list[Difference]:
+async def _differences(connection: Connection, queue: Queue, refusal: PreconditionFailed) -> list[Difference]:
     """The broker names one difference per refusal: take its value for that one, ask again, until it agrees.
 
     The queue exists, so no question can create it.
@@ -86,39 +85,41 @@ async def _differences(connection: Connection, queue: Queue, refusal: str) -> li
     flags = {"durable": True, "auto_delete": False}
     differences: dict[str, Difference] = {}
     while True:
-        difference, adoptable = _inequivalent(refusal, f"queue {queue.name!r}")
+        try:
+            difference, actual = _inequivalent(refusal, f"queue {queue.name!r}")
+        except ConfigurationError:
+            if differences:  # now it refuses the mixture: what is known has to do
+                break
+            raise
         if difference.argument in differences:  # what the broker says of it is not what it wants to hear
             break
         differences[difference.argument] = difference
-        if not adoptable or not _adopt(arguments, flags, difference.argument, refusal):
+        if not _adopt(arguments, flags, difference.argument, actual):
             break
         channel = await connection.channel()
         try:
             await channel.declare_queue(queue.name, arguments, **flags)
         except PreconditionFailed as error:
-            refusal = str(error)
-            if _ARGUMENT.search(refusal) is None:  # now it refuses the mixture: what is known has to do
-                break
+            refusal = error
         else:
             await channel.close()
             break
     return list(differences.values())
 
 
-def _inequivalent(refusal: str, name: str) -> tuple[Difference, bool]:
-    """The difference that a refusal names, and whether it names the broker's value in full.
+def _inequivalent(refusal: PreconditionFailed, name: str) -> tuple[Difference, str]:
+    """The difference that a refusal names, and the broker's value as it writes it; empty where it does not say.
 
     Raises:
         ConfigurationError: the refusal is not about a difference: nothing exists that could differ.
     """
-    match = _INEQUIVALENT.search(refusal)
-    if match is not None:
-        difference = Difference(match["object"], match["argument"], _shown(match["wanted"]), _shown(match["actual"]))
-        return difference, match["actual"] == "none" or _VALUE.fullmatch(match["actual"]) is not None
-    argument = _ARGUMENT.search(refusal)
-    if argument is not None:  # a long name: RabbitMQ's answer has room for 255 bytes, and the values did not fit
-        return Difference(name, argument[1], "as configured", "different"), False
-    raise ConfigurationError(f"RabbitMQ does not take the arguments of {name}: {refusal}")
+    match = _INEQUIVALENT.search(str(refusal))
+    if match is None:
+        raise ConfigurationError(f"RabbitMQ does not take the arguments of {name}: {refusal}")
+    if match["object"] is None:
+        return Difference(name, match["argument"], "as configured", "different"), ""
+    difference = Difference(match["object"], match["argument"], _shown(match["wanted"]), _shown(match["actual"]))
+    return difference, match["actual"]
 
 
 def _shown(value: str) -> str:
@@ -126,18 +127,15 @@ def _shown(value: str) -> str:
     return value if match is None else match["value"] or "''"
 
 
-def _adopt(arguments: dict[str, Any], flags: dict[str, bool], argument: str, refusal: str) -> bool:
+def _adopt(arguments: dict[str, Any], flags: dict[str, bool], argument: str, actual: str) -> bool:
     """Put the broker's value of one argument in place of ours. False when that cannot be done."""
-    match = _INEQUIVALENT.search(refusal)
-    if match is None:
-        return False
-    if match["actual"] == "none":
+    if actual == "none":
         return arguments.pop(argument, None) is not None
-    current = _VALUE.fullmatch(match["actual"])
+    current = _VALUE.fullmatch(actual)
     if current is None:
         return False
     value = current["value"]
-    if argument in _FLAGS:
+    if argument in flags:
         flags[argument] = value == "true"
     elif not argument.startswith("x-"):
         return False

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
-from workerkit.brokers.rabbitmq.admin import delays_of, queue_state, topology_of
+from workerkit.brokers.rabbitmq.admin import queue_state
 from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.brokers.rabbitmq.topology import (
@@ -16,10 +15,13 @@ from workerkit.brokers.rabbitmq.topology import (
     Queue,
     explicit_retry_queue,
     nearest_declared,
+    retry_queue,
     retry_queue_name,
 )
+from workerkit.brokers.rabbitmq.versions import QueueTraits
 from workerkit.errors import ConfigurationError
-from workerkit.settings.model import QueueSettings, Settings
+from workerkit.retry import RetryPolicy
+from workerkit.settings.model import QueueSettings, Settings, queues_of
 from workerkit.settings.units import format_duration
 
 _DECLARE_AGAIN = EXPLICIT_RETRY_GRACE / 4
@@ -30,15 +32,6 @@ _MOST = 1000
 log = logging.getLogger("workerkit.publishing")
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A waiting queue that is there."""
-
-    name: str
-    until: float
-    """By the monotonic clock; then it must be looked at again."""
-
-
 class Delays:
     """Finds and declares waiting queues, and remembers for which it has done so lately.
 
@@ -46,20 +39,26 @@ class Delays:
 
     Args:
         settings: what waits where; None when that is not known: then no policy is either.
+        connect: the connection to declare over.
     """
 
-    def __init__(self, settings: Settings | None) -> None:
+    def __init__(self, settings: Settings | None, connect: Callable[[], Awaitable[Connection]]) -> None:
         self._settings = settings
-        self._known: dict[tuple[str, float], _Known] = {}
+        self._connect = connect
+        self._known: dict[tuple[str, float], tuple[str, float]] = {}  # the queue to wait in, and until when that holds
         self._looking = asyncio.Lock()
         self._told: set[str] = set()
 
-    def name(self, queue: str, delay: float) -> str | None:
-        """Where a message waits for ``queue``; None when ``prepare`` has to see to it first."""
+    def ready(self, queue: str, delay: float) -> bool:
+        """Whether ``name`` may be asked; else ``prepare`` has to see to it first."""
         known = self._known.get((queue, delay))
-        return None if known is None or time.monotonic() > known.until else known.name
+        return known is not None and time.monotonic() < known[1]
 
-    async def prepare(self, queue: str, delay: float, connect: Callable[[], Awaitable[Connection]]) -> None:
+    def name(self, queue: str, delay: float) -> str:
+        """Where a message waits for ``queue``."""
+        return self._known[queue, delay][0]
+
+    async def prepare(self, queue: str, delay: float) -> None:
         """See that ``queue`` is there, and the one in which messages wait for it.
 
         Raises:
@@ -68,34 +67,34 @@ class Delays:
             BrokerError: there is no connection.
         """
         async with self._looking:
-            if self.name(queue, delay) is not None:
+            if self.ready(queue, delay):
                 return  # somebody else has seen to it meanwhile
-            connection = await connect()
+            connection = await self._connect()
             await queue_state(connection, queue)
-            waiting = self._waiting_queue(queue, delay, connection)
-            if waiting.arguments:
+            settings = QueueSettings() if self._settings is None else self._settings.queues.get(queue, QueueSettings())
+            native = QueueTraits.of(settings, connection.version).native
+            policy = () if self._settings is None or native else delays_of(self._settings, queue)
+            if settings.declare:
+                waiting = retry_queue(queue, delay) if delay in policy else explicit_retry_queue(queue, delay)
                 await _declare(connection, waiting)
+                name = waiting.name
+            else:
+                name = retry_queue_name(queue, self._nearest(queue, policy, delay))
             if len(self._known) >= _MOST:
                 self._known.clear()
-            self._known[queue, delay] = _Known(waiting.name, time.monotonic() + _DECLARE_AGAIN)
+            self._known[queue, delay] = name, time.monotonic() + _DECLARE_AGAIN
 
     def forget(self) -> None:
         """Look again at the next use: something that was there may be gone."""
         self._known.clear()
 
-    def _waiting_queue(self, queue: str, delay: float, connection: Connection) -> Queue:
-        """The queue to wait in. Without arguments: it is not to be declared."""
-        if self._settings is None:
-            return explicit_retry_queue(queue, delay)
-        policy = {retry.name: retry for retry in topology_of(self._settings, queue, connection.version).retries}
-        declared = [known for known in delays_of(self._settings, queue) if retry_queue_name(queue, known) in policy]
-        if self._settings.queues.get(queue, QueueSettings()).declare:
-            return policy.get(retry_queue_name(queue, delay)) or explicit_retry_queue(queue, delay)
-        if not declared:
+    def _nearest(self, queue: str, policy: tuple[float, ...], delay: float) -> float:
+        """The delay to use where no queue may be declared."""
+        if not policy:
             raise ConfigurationError(
                 f"a delay needs a waiting queue; {queue!r} has none, and `declare: false` forbids to make it"
             )
-        nearest = nearest_declared(declared, delay)
+        nearest = nearest_declared(policy, delay)
         if nearest != delay and queue not in self._told:
             self._told.add(queue)
             log.warning(
@@ -104,7 +103,16 @@ class Delays:
                 format_duration(delay),
                 format_duration(nearest),
             )
-        return Queue(retry_queue_name(queue, nearest))
+        return nearest
+
+
+def delays_of(settings: Settings, queue: str) -> tuple[float, ...]:
+    """The retry delays in seconds that the configuration alone gives ``queue``, shortest first.
+
+    That is a guess: a task may have others. ``workerkit.operations.queues`` asks the tasks.
+    """
+    policies = [worker.retry for worker in settings.workers.values() if queue in queues_of(worker)]
+    return tuple(sorted({float(delay) for policy in policies or [RetryPolicy()] for delay in policy.delays}))
 
 
 async def _declare(connection: Connection, waiting: Queue) -> None:

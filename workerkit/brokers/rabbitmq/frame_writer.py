@@ -58,6 +58,7 @@ class FrameWriter:
             self._target = target
         size = len(body)
         header = _HEADER.pack(_CONTENT_HEADER, self._number, 12 + len(properties), _BASIC, 0, size)
+        self._size += size + len(properties) + 64
         if 0 < size <= self._body_max:
             start = _END_AND_FRAME.pack(0xCE, _BODY, self._number, size)
             self._pieces += (self._method, header, properties, start, body, _END)
@@ -65,8 +66,6 @@ class FrameWriter:
         else:
             self._pieces += (self._method, header, properties, _END)
             self._frames += 2
-        self._size += size + len(properties) + 64
-        if size > self._body_max:
             self._add_in_parts(memoryview(body))
         if self._size >= WRITE_SIZE:
             self._write()

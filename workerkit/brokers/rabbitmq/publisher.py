@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import pika
 
+from workerkit.brokers.ended import Ended, resolve
 from workerkit.brokers.rabbitmq.amqp import Channel, Connection
 from workerkit.brokers.rabbitmq.errors import PreconditionFailed
 from workerkit.errors import (
     AccessRefused,
     BrokerError,
     ConnectionLost,
+    ExitCode,
     PublishFailed,
     PublishRefused,
     PublishTimeout,
@@ -32,14 +34,10 @@ WINDOW_BYTES = 4 * 1024 * 1024
 """Bytes of bodies in flight at most; one message may be bigger. They wait in memory, and a message should not time out
 because of those before it: a line of 10 Mbit/s takes three seconds for so many."""
 
-
 # RabbitMQ closes the channel on a message that it does not accept, and says which: for an exchange that is missing or
 # forbidden by name ('amq.default' for the default exchange), for a body that is too big by its size.
 _BLAMED_EXCHANGE = re.compile("exchange '(.*?)' in vhost")
 _BLAMED_SIZE = re.compile(r"message size (\d+)\b")
-
-Ended = Callable[[PublishFailed | None], None]
-"""Called once for a message, with None when the broker has it. Must not raise."""
 
 
 class _Pending(NamedTuple):
@@ -73,10 +71,8 @@ class ConfirmedPublisher:
         self._connect = connect
         self._timeout = PUBLISH_TIMEOUT if timeout is None else timeout
         self._wait_while_blocked = wait_while_blocked
-        self._opening = asyncio.Lock()
-        self._refusals = 0
-        self._refusal: BrokerError
-        self._loop: asyncio.AbstractEventLoop  # asking for it each time is a system call each time
+        self._loop = asyncio.get_running_loop()  # asking for it each time is a system call each time
+        self._opening: asyncio.Task[Channel] | None = None
         self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._pending: dict[int, _Pending] = {}  # by delivery tag, ascending
@@ -84,8 +80,8 @@ class ConfirmedPublisher:
         self._returned: dict[int, str] = {}  # the reasons of those that came back and are not confirmed yet
         self._last_returned = 0
         self._bytes = 0
-        self._full = False
-        self._waiting: list[asyncio.Future[None]] = []  # for room, or for the end of all
+        self._room = asyncio.Event()
+        self._room.set()
         self._clock: asyncio.TimerHandle | None = None  # one for all deadlines: the oldest message has the next
         self._last_blocked = 0.0
 
@@ -105,26 +101,21 @@ class ConfirmedPublisher:
         if not self.ready:
             await self.room()
         done: asyncio.Future[None] = self._loop.create_future()
-        self.submit(exchange, routing_key, properties, body, partial(_end, done))
+        self.submit(exchange, routing_key, properties, body, partial(resolve, done))
         await done
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a channel to publish on."""
-        return self._channel is not None and self._channel.is_open
 
     @property
     def ready(self) -> bool:
         """Whether there is a channel, and room for one more message."""
-        return self._channel is not None and not self._full
+        return self._channel is not None and self._room.is_set()
 
     async def room(self) -> None:
         """Wait until ``submit`` may be called, at once. Raises BrokerError when there is no connection."""
         while True:
             await self.channel()
-            if not self._full:
+            if self._room.is_set():
                 return
-            await self._change()
+            await self._room.wait()
 
     def submit(self, exchange: str, routing_key: str, properties: bytes, body: bytes, ended: Ended) -> None:
         """Publish one message without waiting. To be called when ``ready``; the arguments are those of ``publish``.
@@ -145,7 +136,7 @@ class ConfirmedPublisher:
         self._next_tag += 1
         self._bytes += len(body)
         if len(self._pending) >= WINDOW or self._bytes >= WINDOW_BYTES:
-            self._full = True
+            self._room.clear()
         if self._clock is None:
             self._clock = self._loop.call_later(self._timeout / 10, self._check_deadline)
 
@@ -154,25 +145,18 @@ class ConfirmedPublisher:
         """Why the broker does not read what is published at present; empty when it does."""
         return self._connection.blocked_by if self._connection is not None else ""
 
-    async def drain(self) -> None:
-        """Wait until nothing is in flight."""
-        while self._pending:
-            await self._change()
-
     async def channel(self) -> Channel:
-        """The channel it publishes on, opened if need be; also for declarations that belong to a publish."""
-        refusals = self._refusals
-        async with self._opening:
-            if self._channel is not None and self._channel.is_open:
-                return self._channel
-            if self._refusals > refusals:  # who waited here for an attempt that failed does not start another
-                raise self._refusal
-            try:
-                return await self._open()
-            except BrokerError as error:
-                self._refusals += 1
-                self._refusal = error
-                raise
+        """The channel it publishes on, opened if need be.
+
+        One attempt is for all who wait, also when it fails, and it is not given up with whoever waited first: a time
+        limit may be shorter than a handshake.
+        """
+        if self._channel is not None and self._channel.is_open:
+            return self._channel
+        if self._opening is None or self._opening.done():
+            self._opening = self._loop.create_task(self._open())
+            self._opening.add_done_callback(_look_at_error)
+        return await asyncio.shield(self._opening)
 
     async def connection(self) -> Connection:
         """The connection it publishes on, for questions on a channel of their own: a refusal closes the channel."""
@@ -188,13 +172,15 @@ class ConfirmedPublisher:
         channel.on_return(self._on_return)
         await channel.confirm_select(self._on_confirm)
         channel.closed.add_done_callback(lambda closed: self._on_closed(channel, closed.result()))
-        self._loop = asyncio.get_running_loop()
         self._next_tag, self._last_returned = 1, 0
         self._channel = channel
         return channel
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
         if self._connection is not None:
             await self._connection.close()
 
@@ -213,7 +199,7 @@ class ConfirmedPublisher:
                 message.ended(None)
             else:
                 message.ended(PublishRefused("the broker refused the message (nack); is the queue full?"))
-        self._changed()
+        self._make_room()
 
     def _on_return(self, exchange: str, routing_key: str, properties: Any, body: bytes, reason: str) -> None:
         """A return names no tag. Returns come in order, each before its confirm.
@@ -232,7 +218,8 @@ class ConfirmedPublisher:
                 found = tag
                 break
         if not found:
-            self._give_up("given up, as a message came back that is none of ours")  # whose confirm would be a lie?
+            # One of those in flight came back, and its confirm would say that it arrived.
+            self._give_up("given up, as a message came back that is none of ours")
             return
         self._returned[found] = reason
         self._last_returned = found
@@ -286,31 +273,18 @@ class ConfirmedPublisher:
         for message in lost:
             blamed = _blamed(message, refusal)
             message.ended(blamed or Unconfirmed(f"the connection was lost before the confirm: {why}"))
-        self._changed()
+        self._make_room()
 
-    async def _change(self) -> None:
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(waiter)
-        await waiter
-
-    def _changed(self) -> None:
-        """Tell those who wait, once half of the window is free: what is written together is sent together."""
-        if len(self._pending) > WINDOW // 2 or self._bytes > WINDOW_BYTES // 2:
-            return
-        self._full = False
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
+    def _make_room(self) -> None:
+        """Only once half of the window is free: what is written together is sent together."""
+        if len(self._pending) <= WINDOW // 2 and self._bytes <= WINDOW_BYTES // 2:
+            self._room.set()
 
 
-def _end(done: asyncio.Future[None], error: PublishFailed | None) -> None:
-    if done.done():  # whoever waited has been cancelled
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
+def _look_at_error(opening: asyncio.Task[Channel]) -> None:
+    """Those who waited got it; where nobody did, asyncio would complain."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 def _blamed(message: _Pending, refusal: BrokerError | None) -> PublishFailed | None:
@@ -323,7 +297,9 @@ def _blamed(message: _Pending, refusal: BrokerError | None) -> PublishFailed | N
         kind = Unroutable if isinstance(refusal, QueueNotFound) else PublishRefused
         return kind(f"the broker refused the message: {reason}")
     if size is not None and int(size[1]) == len(message.body):
-        return PublishRefused(f"the broker refused the message: {reason}")
+        refused = PublishRefused(f"the broker refused the message: {reason}")
+        refused.exit_code = ExitCode.BAD_DATA  # trying again does not make it smaller
+        return refused
     return None
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 import pika
 
+from workerkit.brokers.ended import Ended
 from workerkit.brokers.rabbitmq.admin import connect_for
-from workerkit.brokers.rabbitmq.amqp import Channel, Connection
+from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.brokers.rabbitmq.delays import Delays
-from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher, Ended
+from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.errors import PublishFailed, QueueNotFound, Unroutable
 from workerkit.outgoing import Outgoing
 from workerkit.settings.model import BrokerSettings, Settings
@@ -27,7 +27,7 @@ def check_url(url: str) -> None:
 
 
 class RabbitmqPublishing:
-    """One connection with confirms, for the loop it is first used on.
+    """One connection with confirms, for the loop it is made on.
 
     Args:
         broker: where RabbitMQ is.
@@ -38,8 +38,7 @@ class RabbitmqPublishing:
     def __init__(self, broker: BrokerSettings, settings: Settings | None, timeout: float) -> None:
         self._broker = broker
         self._publisher = ConfirmedPublisher(self._connect, timeout=timeout)
-        self._delays = Delays(settings)
-        self._opening: asyncio.Task[Channel] | None = None
+        self._delays = Delays(settings, self._publisher.connection)
 
     @property
     def blocked_by(self) -> str:
@@ -47,19 +46,13 @@ class RabbitmqPublishing:
 
     def ready(self, message: Outgoing) -> bool:
         return self._publisher.ready and (
-            message.delay is None or self._delays.name(message.routing_key, message.delay) is not None
+            message.delay is None or self._delays.ready(message.routing_key, message.delay)
         )
 
     async def room(self, message: Outgoing) -> None:
-        if not self._publisher.connected:
-            # Opened for all, and not given up with whoever waited first: a time limit may be shorter than a handshake.
-            if self._opening is None or self._opening.done():
-                self._opening = asyncio.create_task(self._publisher.channel())
-                self._opening.add_done_callback(_look_at_error)
-            await asyncio.shield(self._opening)
         if message.delay is not None:
             try:
-                await self._delays.prepare(message.routing_key, message.delay, self._publisher.connection)
+                await self._delays.prepare(message.routing_key, message.delay)
             except QueueNotFound as error:
                 raise Unroutable(str(error)) from None
         await self._publisher.room()
@@ -67,13 +60,11 @@ class RabbitmqPublishing:
     def submit(self, message: Outgoing, ended: Ended) -> None:
         key = message.routing_key
         if message.delay is not None:
-            key = self._delays.name(key, message.delay) or key
+            key = self._delays.name(key, message.delay)
             ended = partial(self._delayed, ended)
         self._publisher.submit(message.exchange, key, message.raw_properties, message.body, ended)
 
     async def close(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
         await self._publisher.close()
 
     async def _connect(self) -> Connection:
@@ -84,9 +75,3 @@ class RabbitmqPublishing:
         if isinstance(error, Unroutable):
             self._delays.forget()
         ended(error)
-
-
-def _look_at_error(opening: asyncio.Task[Channel]) -> None:
-    """Those who waited got it; where nobody did, asyncio would complain."""
-    if not opening.cancelled():
-        opening.exception()

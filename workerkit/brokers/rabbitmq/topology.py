@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from workerkit.envelope import DEAD_SUFFIX, dead_queue_name, is_dead_queue_name
@@ -24,7 +24,7 @@ class Queue:
     """A durable queue with its arguments and bindings."""
 
     name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any]
     bindings: tuple[BindingSettings, ...] = ()
 
 
@@ -34,8 +34,8 @@ class Topology:
 
     queue: Queue
     dead: Queue
-    retries: tuple[Queue, ...] = ()
-    exchanges: Mapping[str, ExchangeSettings] = field(default_factory=dict)
+    retries: tuple[Queue, ...]
+    exchanges: Mapping[str, ExchangeSettings]
 
     @property
     def queues(self) -> tuple[Queue, ...]:
@@ -118,11 +118,7 @@ def retry_queue(queue: str, delay: float) -> Queue:
 
 
 def nearest_declared(declared: Iterable[float], delay: float) -> float:
-    """Of the delays that have a queue, the one to use where none may be made for ``delay``; of two, the longer.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Of the delays that have a queue, one at least, the one to use where none may be made; of two, the longer."""
     return min(declared, key=lambda known: (abs(known - delay), -known))
 
 
