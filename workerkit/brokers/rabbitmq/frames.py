@@ -28,8 +28,6 @@ _BASIC_CLASS = struct.pack(">H", _BASIC)
 _REDELIVERED = 1
 _END = 0xCE
 _PROTOCOL_HEADER = ord("A")
-_BROKEN_FRAME = struct.pack(">BHIB", _BODY, 0, 0, 0)
-"""A frame with a wrong end, for pika to fail on: the bytes of the original one are spread over many reads."""
 
 Batch = tuple[int, list[Delivery]]
 """Deliveries of one channel in a row, with the channel's number."""
@@ -42,7 +40,7 @@ class _Partial:
     delivery: Delivery
     missing: int = -1
     """Bytes of body still to come; -1 until the content header is here."""
-    chunks: list[bytes | memoryview] = field(default_factory=list)
+    chunks: list[memoryview] = field(default_factory=list)
 
 
 class _Shape:
@@ -72,21 +70,23 @@ class FrameSplitter:
         """By channel: the queue that its deliveries come from, and the receipt that each of them gets."""
         self.frames = 0
         """Frames recognised here, for pika's own counters."""
-        self._rest = b""
+        self._unread: list[bytes | memoryview] = []  # the start of a frame, in as many pieces as it was read in
+        self._missing = 0  # bytes of it still to come, at least
         self._partial: dict[int, _Partial] = {}
         self._shape: _Shape | None = None
-        self._open: _Partial | None = None  # whose body frame was cut off by the end of the last read
-        self._open_left = 0  # bytes of that frame still to come, its end included
 
     def feed(self, data: bytes) -> list[Batch | bytes]:
         """Take received bytes; return runs of complete deliveries, and every other complete frame as its bytes.
 
         A malformed frame is returned as foreign: pika knows how to fail on it.
         """
+        self._unread.append(data)
+        self._missing -= len(data)
+        if self._missing > 0:
+            return []
+        buffer = b"".join(self._unread)
         found: list[Batch | bytes] = []
-        offset = self._go_on(data, found) if self._open is not None else 0
-        buffer = self._rest + data if self._rest else data
-        end = len(buffer)
+        offset, end = 0, len(buffer)
         while end - offset >= _FRAME.size:
             if self._shape is not None and not self._partial:
                 offset = self._take_alike(self._shape, buffer, offset, found)
@@ -97,17 +97,19 @@ class FrameSplitter:
                 found.append(buffer[offset:])
                 offset = end
                 break
-            start = offset + _FRAME.size
-            stop = start + size
+            stop = offset + _FRAME.size + size
             if stop >= end:
-                if kind == _BODY and self._begin(channel, size, memoryview(buffer)[start:]):
-                    offset = end
+                self._missing = stop + 1 - end
                 break
             frame = buffer[offset : stop + 1]
-            if buffer[stop] != _END or not self._try_take(kind, channel, frame, found):
+            try:
+                taken = buffer[stop] == _END and self._take(kind, channel, frame, found)
+            except (struct.error, IndexError):  # shorter than its fields
+                taken = False
+            if not taken:
                 found.append(frame)
             offset = stop + 1
-        self._rest = buffer[offset:] if offset < end else b""
+        self._unread = [memoryview(buffer)[offset:]] if offset < end else []
         return found
 
     def _take_alike(self, shape: _Shape, buffer: bytes, offset: int, found: list[Batch | bytes]) -> int:
@@ -146,12 +148,6 @@ class FrameSplitter:
             _append(found, shape.channel, deliveries)
         return offset
 
-    def _try_take(self, kind: int, channel: int, frame: bytes, found: list[Batch | bytes]) -> bool:
-        try:
-            return self._take(kind, channel, frame, found)
-        except (struct.error, IndexError):  # shorter than its fields
-            return False
-
     def _take(self, kind: int, channel: int, frame: bytes, found: list[Batch | bytes]) -> bool:
         """Consume a frame that belongs to a delivery. False: it does not."""
         partial = self._partial.get(channel)
@@ -164,56 +160,18 @@ class FrameSplitter:
         elif kind == _CONTENT_HEADER and partial.missing < 0 and frame[7:9] == _BASIC_CLASS:
             partial.missing, _ = _HEADER.unpack_from(memoryview(frame)[:-1], 11)
             partial.delivery.raw_properties = frame[19:-1]
-            if partial.missing == 0:
-                self._complete(channel, found)
         elif kind == _BODY and 0 <= len(frame) - 8 <= partial.missing:
-            partial.chunks.append(frame[7:-1])
+            partial.chunks.append(memoryview(frame)[7:-1])
             partial.missing -= len(frame) - 8
-            if partial.missing == 0:
-                self._complete(channel, found)
         else:
             del self._partial[channel]  # out of order, or too long: a broken broker, which pika reports
             return False
         self.frames += 1
-        return True
-
-    def _begin(self, channel: int, size: int, chunk: memoryview) -> bool:
-        """The start of a body frame whose end has not arrived: its bytes are taken as they come and joined once."""
-        partial = self._partial.get(channel)
-        if partial is None or size > partial.missing:
-            return False
-        partial.chunks.append(chunk)
-        partial.missing -= size
-        self._open = partial
-        self._open_left = size - len(chunk) + 1
-        return True
-
-    def _go_on(self, data: bytes, found: list[Batch | bytes]) -> int:
-        """Go on with the body frame that the last read cut off; return how many bytes of this one belong to it."""
-        partial = self._open
-        assert partial is not None
-        used = min(self._open_left, len(data))
-        self._open_left -= used
-        if self._open_left > 0:
-            partial.chunks.append(data)
-            return used
-        if used > 1:
-            partial.chunks.append(memoryview(data)[: used - 1])
-        self._open = None
-        channel = next(number for number, other in self._partial.items() if other is partial)
-        if data[used - 1] != _END:
+        if partial is not None and partial.missing == 0:
             del self._partial[channel]
-            found.append(_BROKEN_FRAME)
-            return used
-        self.frames += 1
-        if partial.missing == 0:
-            self._complete(channel, found)
-        return used
-
-    def _complete(self, channel: int, found: list[Batch | bytes]) -> None:
-        partial = self._partial.pop(channel)
-        partial.delivery.body = b"".join(partial.chunks)
-        _append(found, channel, [partial.delivery])
+            partial.delivery.body = b"".join(partial.chunks)
+            _append(found, channel, [partial.delivery])
+        return True
 
     def _read_deliver(self, channel: int, frame: bytes) -> Delivery:
         """consumer-tag shortstr, delivery-tag u64, redelivered bit, exchange shortstr, routing-key shortstr."""
