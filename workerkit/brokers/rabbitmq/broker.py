@@ -57,7 +57,7 @@ class RabbitmqBroker:
         self._log = log
         self._events: BrokerEvents
         self._sources: dict[str, Subscription] = {}
-        self._connection: ConsumerConnection | None = None
+        self._connection: ConsumerConnection
         self._redelivery: Redelivery
 
     async def start(self, plan: Plan, events: BrokerEvents) -> None:
@@ -101,24 +101,15 @@ class RabbitmqBroker:
 
     async def take(self, queue: str, window: int) -> None:
         """See the port."""
-        if self._connection is not None:
-            await self._connection.take(self._sources[queue], window)
+        await self._connection.take(self._sources[queue], window)
 
     async def wanted_elsewhere(self, queue: str) -> bool:
-        """See the port. The other consumers of an ordered queue only wait for this one to go."""
-        source = self._sources[queue]
-        if self._connection is None or source.traits.ordered:
-            return False
-        try:
-            state = await self._connection.queue_state(queue)
-        except BrokerError:
-            return False
-        return state.consumers > source.consumers
+        """See the port."""
+        return await self._sources[queue].wanted_elsewhere()
 
     def hold(self, hold: bool) -> None:
         """See the port."""
-        if self._connection is not None:
-            self._connection.hold(hold)
+        self._connection.hold(hold)
 
     def _on_deliveries(self, incarnation: Incarnation, deliveries: list[Delivery]) -> None:
         deliveries = self._redelivery.receive(incarnation.source.traits, deliveries)
@@ -158,7 +149,7 @@ class RabbitmqBroker:
 
     async def close(self, patience: float) -> None:
         """See the port."""
-        if self._connection is None:
+        if not self._sources:
             return
         deadline = time.monotonic() + patience
         await self._redelivery.finish(patience * (1 - _CLOSING_SHARE))

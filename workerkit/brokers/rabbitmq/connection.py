@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workerkit.brokers.backoff import Backoff
-from workerkit.brokers.rabbitmq.amqp import Channel, Connection, QueueState
+from workerkit.brokers.rabbitmq.amqp import Connection
 from workerkit.brokers.rabbitmq.background import Background
 from workerkit.brokers.rabbitmq.subscription import REFUSED_DELAY, Subscription
 from workerkit.errors import AccessRefused, BrokerError, ConfigurationError, ConnectionFailed, ConnectionLost
@@ -69,8 +70,6 @@ class ConsumerConnection:
         self._log = log
         self._background = background
         self._connection: Connection | None = None
-        self._probe: Channel | None = None
-        self._probing = asyncio.Lock()
         self._backlog = False  # more was sent to us lately than was read at once
         self._asking = 0  # how many wait for an answer, which comes behind all that was sent before
 
@@ -128,47 +127,15 @@ class ConsumerConnection:
             raise
         self._connection = connection
 
-    # ---- seeing that we are served
-
     async def _watch(self) -> None:
-        """A connection that looks healthy may have lost a subscription."""
-        turn = 0
+        turns = itertools.cycle(self._sources)
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
             if self._backlog:
                 self._backlog = False
                 continue  # we are served, more than we can take; an answer would come behind all of that, too late
-            for _ in range(min(_CHECKS, len(self._sources))):
-                turn = (turn + 1) % len(self._sources)
-                await self._check(self._sources[turn])
-
-    async def _check(self, source: Subscription) -> None:
-        connection = self._connection
-        tags = source.tags
-        if connection is None or not connection.is_open or not tags:
-            return
-        try:
-            state = await self.queue_state(source.queue)
-        except ConnectionLost as error:
-            connection.abort(str(error))
-        except BrokerError as error:
-            source.lose(str(error))
-        else:
-            if source.tags == tags:  # else it may be the state in the middle of a change
-                await source.check(connection, state)
-
-    async def queue_state(self, queue: str) -> QueueState:
-        """What the broker says of a queue. Raises BrokerError; a refusal harms no channel that consumes.
-
-        One question at a time: a refusal closes the channel, and would be taken for the answer about another queue.
-        """
-        async with self._probing:
-            connection = self._connection
-            if connection is None:
-                raise ConnectionLost("there is no connection")
-            if self._probe is None or not self._probe.is_open:
-                self._probe = await connection.channel()
-            return await self._probe.check_queue(queue)
+            for source in itertools.islice(turns, min(_CHECKS, len(self._sources))):
+                await source.check()
 
     # ---- leaving what was sent in the network
 

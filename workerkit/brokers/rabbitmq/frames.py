@@ -40,7 +40,7 @@ class _Partial:
     delivery: Delivery
     missing: int = -1
     """Bytes of body still to come; -1 until the content header is here."""
-    chunks: list[memoryview] = field(default_factory=list)
+    chunks: list[bytes | memoryview] = field(default_factory=list)
 
 
 class _Shape:
@@ -101,13 +101,14 @@ class FrameSplitter:
             if stop >= end:
                 self._missing = stop + 1 - end
                 break
-            frame = buffer[offset : stop + 1]
+            # Of a big body nothing is copied before it is whole.
+            frame = (memoryview(buffer) if kind == _BODY else buffer)[offset : stop + 1]
             try:
                 taken = buffer[stop] == _END and self._take(kind, channel, frame, found)
             except (struct.error, IndexError):  # shorter than its fields
                 taken = False
             if not taken:
-                found.append(frame)
+                found.append(bytes(frame))
             offset = stop + 1
         self._unread = [memoryview(buffer)[offset:]] if offset < end else []
         return found
@@ -148,8 +149,8 @@ class FrameSplitter:
             _append(found, shape.channel, deliveries)
         return offset
 
-    def _take(self, kind: int, channel: int, frame: bytes, found: list[Batch | bytes]) -> bool:
-        """Consume a frame that belongs to a delivery. False: it does not."""
+    def _take(self, kind: int, channel: int, frame: Any, found: list[Batch | bytes]) -> bool:
+        """Consume a frame (bytes, or a view of a body) that belongs to a delivery. False: it does not."""
         partial = self._partial.get(channel)
         if kind == _METHOD:
             if frame[7:11] != _BASIC_DELIVER:
@@ -161,7 +162,7 @@ class FrameSplitter:
             partial.missing, _ = _HEADER.unpack_from(memoryview(frame)[:-1], 11)
             partial.delivery.raw_properties = frame[19:-1]
         elif kind == _BODY and 0 <= len(frame) - 8 <= partial.missing:
-            partial.chunks.append(memoryview(frame)[7:-1])
+            partial.chunks.append(frame[7:-1])
             partial.missing -= len(frame) - 8
         else:
             del self._partial[channel]  # out of order, or too long: a broken broker, which pika reports
