@@ -171,18 +171,8 @@ class PlainConnection(AsyncioConnection):  # type: ignore[misc] # untyped librar
         """As ``FastConnection.route``."""
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            delivery = Delivery(
-                queue=queue,
-                exchange=method.exchange,
-                routing_key=method.routing_key,
-                redelivered=method.redelivered,
-                attempt=1,
-                raw_properties=b"".join(properties.encode()),
-                body=body,
-                receipt=receipt,
-                tag=method.delivery_tag,
-            )
-            on_deliveries([delivery])
+            raw, where = b"".join(properties.encode()), (queue, method.exchange, method.routing_key)
+            on_deliveries([Delivery(*where, method.redelivered, 1, raw, body, receipt, method.delivery_tag)])
 
         return on_message
 

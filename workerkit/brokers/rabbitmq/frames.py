@@ -22,8 +22,8 @@ _HEADER = struct.Struct(">QH")  # size of the body, flags of the properties
 _BETWEEN = struct.Struct(">4sI")  # the end of the content header frame and the start of the body frame
 
 _METHOD, _CONTENT_HEADER, _BODY = 1, 2, 3
-_BASIC_DELIVER = struct.pack(">HH", 60, 60)
 _BASIC = 60
+_BASIC_DELIVER = struct.pack(">HH", _BASIC, 60)
 _BASIC_CLASS = struct.pack(">H", _BASIC)
 _REDELIVERED = 1
 _END = 0xCE
@@ -181,18 +181,11 @@ class FrameSplitter:
         offset = tag_start + _TAG_AND_FLAGS.size
         exchange_end = offset + 1 + frame[offset]
         key_end = exchange_end + 1 + frame[exchange_end]
+        exchange = frame[offset + 1 : exchange_end].decode("utf-8", "replace")
+        routing_key = frame[exchange_end + 1 : key_end].decode("utf-8", "replace")
         queue, receipt = self.sources.get(channel, ("", None))
-        delivery = Delivery(
-            queue=queue,
-            exchange=frame[offset + 1 : exchange_end].decode("utf-8", "replace"),
-            routing_key=frame[exchange_end + 1 : key_end].decode("utf-8", "replace"),
-            redelivered=flags & _REDELIVERED == 1,
-            attempt=1,
-            raw_properties=b"",
-            body=b"",
-            receipt=receipt,
-            tag=tag,
-        )
+        redelivered = flags & _REDELIVERED == 1
+        delivery = Delivery(queue, exchange, routing_key, redelivered, 1, b"", b"", receipt, tag)
         self._shape = _Shape(channel, frame, tag_start, delivery)
         return delivery
 

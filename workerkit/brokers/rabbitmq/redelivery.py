@@ -63,21 +63,16 @@ Ended = tuple[Settling, Settlement]
 def at_once(delivery: Delivery, settlement: Settlement) -> Ended | None:
     """How this is settled without a copy; None when it takes one."""
     source: Subscription = delivery.receipt.source
+    traits = source.traits
     if isinstance(settlement, Acknowledge) and not settlement.publish:
         return Settling.ACK, settlement
-    if isinstance(settlement, Release) and not settlement.delay and not _would_count(delivery, source.traits):
-        return Settling.NACK, settlement
-    if isinstance(settlement, RetryLater) and source.traits.native and not (settlement.explicit or settlement.alone):
+    if isinstance(settlement, Release) and not settlement.delay:
+        # The first return of a message is not counted as a loss, so that nearly all can go back as they are.
+        counts = traits.counts_losses and traits.counts_hand_backs and delivery.redelivered
+        return None if counts and returns_of(delivery.raw_properties) else (Settling.NACK, settlement)
+    if isinstance(settlement, RetryLater) and traits.native and not (settlement.explicit or settlement.alone):
         return Settling.REJECT, _natively(settlement, delivery, source)
     return None
-
-
-def _would_count(delivery: Delivery, traits: QueueTraits) -> bool:
-    """Whether handing it back would look like another loss of a worker. The first return of a message is not counted,
-    so that nearly all can be handed back as they are.
-    """
-    counting = traits.counts_losses and traits.counts_hand_backs
-    return counting and delivery.redelivered and returns_of(delivery.raw_properties) > 0
 
 
 def _natively(later: RetryLater, delivery: Delivery, source: Subscription) -> RetryLater:
@@ -140,18 +135,15 @@ class Redelivery:
         if traits.native:
             for delivery in deliveries:
                 delivery.attempt = attempt_of(delivery.raw_properties) + returns_of(delivery.raw_properties)
-            last = self._plan.max_attempts
-            if all(delivery.attempt <= last for delivery in deliveries):
-                return deliveries
-            return [
-                delivery for delivery in deliveries if delivery.attempt <= last or not self._replace(delivery, traits)
-            ]
-        for delivery in deliveries:
-            if _ATTEMPT in delivery.raw_properties:
-                delivery.attempt = attempt_of(delivery.raw_properties)
-        if not (traits.counts_losses or traits.limited) or not any(delivery.redelivered for delivery in deliveries):
-            return deliveries
-        return [delivery for delivery in deliveries if not (delivery.redelivered and self._replace(delivery, traits))]
+            came_back = [delivery for delivery in deliveries if delivery.attempt > self._plan.max_attempts]
+        else:
+            for delivery in deliveries:
+                if _ATTEMPT in delivery.raw_properties:
+                    delivery.attempt = attempt_of(delivery.raw_properties)
+            counted = traits.counts_losses or traits.limited
+            came_back = [delivery for delivery in deliveries if delivery.redelivered] if counted else []
+        replaced = {delivery.tag for delivery in came_back if self._replace(delivery, traits)}
+        return [delivery for delivery in deliveries if delivery.tag not in replaced] if replaced else deliveries
 
     def _replace(self, delivery: Delivery, traits: QueueTraits) -> bool:
         """Put a copy in place of a message that has come back too often. False: it has not."""
