@@ -203,8 +203,6 @@ class RabbitmqBroker:
             if ended := at_once(delivery, settlement):
                 how, told = ended
                 groups.setdefault((delivery.receipt, how), []).append((delivery, told))
-            elif delivery.receipt.lost:
-                self._events.on_dropped([delivery], "the channel that delivered is gone")
             else:
                 self._redelivery.settle(delivery, settlement)
         for (incarnation, how), settled in groups.items():

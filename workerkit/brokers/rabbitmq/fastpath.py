@@ -58,14 +58,7 @@ def missing_in_pika() -> list[str]:
     needed = {
         AsyncioConnection: ("_on_data_available", "_process_frame", "_proto_connection_made", "_adapter_emit_data"),
         Connection: ("bytes_received", "frames_received", "bytes_sent", "frames_sent", "_body_max_length"),
-        transport: (
-            "_MAX_RECV_BYTES",
-            "_MAX_CONSUME_BYTES",
-            "_sock",
-            "_on_socket_readable",
-            "get_write_buffer_size",
-            "write",
-        ),
+        transport: ("_MAX_RECV_BYTES", "_MAX_CONSUME_BYTES", "_sock", "_on_socket_readable", "get_write_buffer_size"),
         pika.frame: ("decode_frame",),
     }
     return [

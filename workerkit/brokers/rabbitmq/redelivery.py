@@ -101,8 +101,8 @@ class Redelivery:
         plan: what the worker consumes.
         sources: by queue.
         connect: opens the connection to publish on.
-        events: how each settlement ended.
-        log: what could not be published, or not as it was asked for.
+        events: told how each settlement ended.
+        log: for what could not be published, or not as it was asked for.
     """
 
     def __init__(
@@ -263,9 +263,7 @@ class Redelivery:
 
     async def _publish(self, message: Outgoing) -> None:
         exchange, key = message.exchange, message.routing_key
-        if message.delay:
-            if exchange:
-                raise PublishFailed("a message can only wait for a queue that it is published to by name")
+        if message.delay:  # then there is no exchange
             await self._check(key, partial(Channel.check_queue, name=key))
             waiting = await self._waiting_queue(key, message.delay)
             if waiting is None:

@@ -90,14 +90,9 @@ class Subscription:
     3. A loss of its own touches no other source: it opens its channel again, with pauses that grow.
 
     Args:
-        queue: its name.
-        settings: of the queue.
-        exchanges: configured exchanges.
-        delays: of the retry policy, in seconds.
+        delays: of the retry policy, in seconds: they have queues to wait in.
         name: of the worker instance, for consumer tags.
         background: where it comes back after a loss.
-        log: losses and tries of this source alone.
-        on_deliveries: gets what arrives.
         on_lost: told that a channel is gone, with the receipt of all that it had delivered.
     """
 
