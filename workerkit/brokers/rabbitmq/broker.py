@@ -43,11 +43,8 @@ class RabbitmqBroker:
     3. Publishes what a settlement needs over a second connection, and settles the original after the confirm.
 
     Args:
-        settings: where the broker is.
         queues: configured queues; a queue that is not among them has the defaults.
-        exchanges: configured exchanges.
         name: of this worker instance, for connection names and consumer tags.
-        log: connection and settlement troubles.
     """
 
     def __init__(

@@ -62,8 +62,7 @@ Ended = tuple[Settling, Settlement]
 
 def at_once(delivery: Delivery, settlement: Settlement) -> Ended | None:
     """How this is settled without a copy; None when it takes one."""
-    source: Subscription = delivery.receipt.source
-    traits = source.traits
+    traits: QueueTraits = delivery.receipt.source.traits
     if isinstance(settlement, Acknowledge) and not settlement.publish:
         return Settling.ACK, settlement
     if isinstance(settlement, Release) and not settlement.delay:
@@ -71,13 +70,13 @@ def at_once(delivery: Delivery, settlement: Settlement) -> Ended | None:
         counts = traits.counts_losses and traits.counts_hand_backs and delivery.redelivered
         return None if counts and returns_of(delivery.raw_properties) else (Settling.NACK, settlement)
     if isinstance(settlement, RetryLater) and traits.native and not (settlement.explicit or settlement.alone):
-        return Settling.REJECT, _natively(settlement, delivery, source)
+        return Settling.REJECT, _natively(settlement, delivery)
     return None
 
 
-def _natively(later: RetryLater, delivery: Delivery, source: Subscription) -> RetryLater:
+def _natively(later: RetryLater, delivery: Delivery) -> RetryLater:
     """With the delay that the queue will really make: one step longer for each failure."""
-    policy = source.settings.delayed_retry
+    policy = delivery.receipt.source.settings.delayed_retry
     assert policy is not None
     return replace(later, delay=min(policy.min * (returns_of(delivery.raw_properties) + 1), float(policy.max)))
 
@@ -98,8 +97,6 @@ class Redelivery:
     """Copies for retries, releases, renewals and dead letters, and what is published with an acknowledgement.
 
     Args:
-        plan: what the worker consumes.
-        sources: by queue.
         connect: opens the connection to publish on.
         events: told how each settlement ended.
         log: for what could not be published, or not as it was asked for.
@@ -120,7 +117,7 @@ class Redelivery:
         self._log = log
         self._publisher = ConfirmedPublisher(self._connect, wait_while_blocked=True)
         self._known: dict[str, float] = {}  # until when we believe that a queue or an exchange is there
-        self._told: set[str] = set()  # of which queues for one delay we have said that they cannot be made
+        self._refused: set[str] = set()  # queues for one delay that cannot be made, which we have said
         self._background = Background(events.on_failed)
 
     # ---- what arrives
@@ -220,7 +217,7 @@ class Redelivery:
             if waiting is None and isinstance(settlement, Release):
                 return Settling.NACK, replace(settlement, delay=0.0)
             if waiting is None and isinstance(settlement, RetryLater) and not settlement.alone:
-                return Settling.REJECT, _natively(settlement, delivery, delivery.receipt.source)
+                return Settling.REJECT, _natively(settlement, delivery)
             target, delay = waiting or (target, 0.0)
             settlement = replace(settlement, delay=delay)
         await self._publisher.publish("", target, properties, delivery.body)
@@ -286,15 +283,14 @@ class Redelivery:
         if delay in declared:
             return retry_queue_name(queue, delay), delay
         wanted = explicit_retry_queue(queue, delay)
-        if wanted.name not in self._told:
-            ask = partial(Channel.declare_queue, name=wanted.name, arguments=wanted.arguments)
-            with contextlib.suppress(AccessRefused, PreconditionFailed):
-                if source is None or source.settings.declare:
+        nearest = nearest_declared(declared, delay) if declared else None
+        if wanted.name not in self._refused:
+            if source is None or source.settings.declare:
+                ask = partial(Channel.declare_queue, name=wanted.name, arguments=wanted.arguments)
+                with contextlib.suppress(AccessRefused, PreconditionFailed):
                     await self._check(wanted.name, ask)
                     return wanted.name, delay
-        nearest = nearest_declared(declared, delay) if declared else None
-        if wanted.name not in self._told:
-            self._told.add(wanted.name)
+            self._refused.add(wanted.name)
             why = "the user may not declare a queue for this delay"
             self._log.warning("retry.delay_changed", queue=queue, wanted=delay, used=nearest, why=why)
         return None if nearest is None else (retry_queue_name(queue, nearest), nearest)
