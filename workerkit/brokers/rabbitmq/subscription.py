@@ -58,13 +58,17 @@ class Incarnation:
     taken: int = 0
     tag: str = ""
     cancelled: int = 0
-    lost: bool = False
     used: bool = False
     served: bool = False
     stalls: int = 0
     uncertain: list[str] | None = None
     answered: bool = False
     frames: int = 0
+
+    @property
+    def lost(self) -> bool:
+        """What it delivered and is unsettled is the broker's again."""
+        return self.source.incarnation is not self
 
     def settle(self, how: Settling, deliveries: Iterable[Delivery]) -> None:
         """Settle in one write, as few frames as are true. Raises BrokerError: they are the broker's again."""
@@ -177,7 +181,6 @@ class Subscription:
         """
         if incarnation is None or incarnation is not self.incarnation:
             return
-        incarnation.lost = True
         self.incarnation = None
         self._on_lost([incarnation])
         if incarnation.channel.connection.is_open and (self._restoring is None or self._restoring.done()):
@@ -329,7 +332,7 @@ class Subscription:
         try:
             async with self._changing:
                 if old is self.incarnation and not old.unacked and old.taken:
-                    old.lost, unused = True, old.channel
+                    unused = old.channel
                     self.incarnation = None
                     self._adopt(fresh)
                     await self._change()
@@ -343,7 +346,6 @@ class Subscription:
         incarnation, self.incarnation = self.incarnation, None
         if incarnation is None:
             return
-        incarnation.lost = True
         confirmed = False
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout_at(deadline):  # its clock is the monotonic one
