@@ -80,36 +80,36 @@ class FrameSplitter:
 
         A malformed frame is returned as foreign: pika knows how to fail on it.
         """
-        self._unread.append(data)
-        self._missing -= len(data)
-        if self._missing > 0:
-            return []
-        buffer = b"".join(self._unread)
         found: list[Batch | bytes] = []
-        offset, end = 0, len(buffer)
+        buffer, offset = data, 0
+        if self._unread:
+            self._unread.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return found
+            if len(self._unread[0]) < _FRAME.size:
+                buffer = b"".join(self._unread)
+            else:
+                offset = len(data) + self._missing
+                self._unread[-1] = memoryview(data)[:offset]
+                self._take(self._unread, found)
+        end = len(buffer)
         while end - offset >= _FRAME.size:
             if self._shape is not None and not self._partial:
                 offset = self._take_alike(self._shape, buffer, offset, found)
                 if end - offset < _FRAME.size:
                     break
-            kind, channel, size = _FRAME.unpack_from(buffer, offset)
+            kind, _, size = _FRAME.unpack_from(buffer, offset)
             if kind == _PROTOCOL_HEADER:  # "AMQP" and a version, sent by a broker that refuses ours
                 found.append(buffer[offset:])
                 offset = end
                 break
-            stop = offset + _FRAME.size + size
-            if stop >= end:
-                self._missing = stop + 1 - end
+            stop = offset + _FRAME.size + size + 1
+            if stop > end:
+                self._missing = stop - end
                 break
-            # Of a big body nothing is copied before it is whole.
-            frame = (memoryview(buffer) if kind == _BODY else buffer)[offset : stop + 1]
-            try:
-                taken = buffer[stop] == _END and self._take(kind, channel, frame, found)
-            except (struct.error, IndexError):  # shorter than its fields
-                taken = False
-            if not taken:
-                found.append(bytes(frame))
-            offset = stop + 1
+            self._take([memoryview(buffer)[offset:stop]], found)
+            offset = stop
         self._unread = [memoryview(buffer)[offset:]] if offset < end else []
         return found
 
@@ -149,29 +149,49 @@ class FrameSplitter:
             _append(found, shape.channel, deliveries)
         return offset
 
-    def _take(self, kind: int, channel: int, frame: Any, found: list[Batch | bytes]) -> bool:
-        """Consume a frame (bytes, or a view of a body) that belongs to a delivery. False: it does not."""
-        partial = self._partial.get(channel)
-        if kind == _METHOD:
-            if frame[7:11] != _BASIC_DELIVER:
-                return False
-            self._partial[channel] = _Partial(self._read_deliver(channel, frame))
-        elif partial is None:
-            return False
-        elif kind == _CONTENT_HEADER and partial.missing < 0 and frame[7:9] == _BASIC_CLASS:
-            partial.missing, _ = _HEADER.unpack_from(memoryview(frame)[:-1], 11)
-            partial.delivery.raw_properties = frame[19:-1]
-        elif kind == _BODY and 0 <= len(frame) - 8 <= partial.missing:
-            partial.chunks.append(frame[7:-1])
-            partial.missing -= len(frame) - 8
-        else:
-            del self._partial[channel]  # out of order, or too long: a broken broker, which pika reports
-            return False
+    def _take(self, pieces: list[bytes | memoryview], found: list[Batch | bytes]) -> None:
+        """Take a whole frame, in the pieces that it was read in. One that belongs to no delivery is handed on."""
+        kind, channel, size = _FRAME.unpack_from(pieces[0])
+        try:
+            taken = pieces[-1][-1] == _END and (
+                self._take_body(channel, size, pieces) if kind == _BODY else self._take_head(channel, b"".join(pieces))
+            )
+        except (struct.error, IndexError):  # shorter than its fields
+            taken = False
+        if not taken:
+            found.append(b"".join(pieces))
+            return
         self.frames += 1
-        if partial is not None and partial.missing == 0:
+        partial = self._partial[channel]
+        if partial.missing == 0:
             del self._partial[channel]
             partial.delivery.body = b"".join(partial.chunks)
             _append(found, channel, [partial.delivery])
+
+    def _take_head(self, channel: int, frame: bytes) -> bool:
+        partial = self._partial.get(channel)
+        if frame[0] == _METHOD and frame[7:11] == _BASIC_DELIVER:
+            self._partial[channel] = _Partial(self._read_deliver(channel, frame))
+        elif frame[0] == _CONTENT_HEADER and partial and partial.missing < 0 and frame[7:9] == _BASIC_CLASS:
+            partial.missing, _ = _HEADER.unpack_from(memoryview(frame)[:-1], 11)
+            partial.delivery.raw_properties = frame[19:-1]
+        else:
+            if frame[0] != _METHOD:
+                self._partial.pop(channel, None)  # out of order: a broken broker, which pika reports
+            return False
+        return True
+
+    def _take_body(self, channel: int, size: int, pieces: list[bytes | memoryview]) -> bool:
+        """Of a big body nothing is copied before it is whole."""
+        partial = self._partial.get(channel)
+        if partial is None or size > partial.missing:
+            self._partial.pop(channel, None)  # out of order, or too long
+            return False
+        partial.missing -= size
+        chunks = [*pieces]
+        chunks[0] = chunks[0][_FRAME.size :]
+        chunks[-1] = chunks[-1][:-1]
+        partial.chunks += chunks
         return True
 
     def _read_deliver(self, channel: int, frame: bytes) -> Delivery:
