@@ -87,7 +87,7 @@ class FrameSplitter:
             self._missing -= len(data)
             if self._missing > 0:
                 return found
-            if len(self._unread[0]) < _FRAME.size:
+            if len(self._unread[0]) < _FRAME.size:  # nothing says yet how long the frame is
                 buffer = b"".join(self._unread)
             else:
                 offset = len(data) + self._missing
