@@ -9,7 +9,7 @@ from support.port import started_rabbitmq as started
 from support.rabbit import Rabbit
 from support.workers import eventually
 
-from workerkit.brokers.rabbitmq import connection as connection_module
+from workerkit.brokers.rabbitmq import broker as broker_module
 from workerkit.brokers.rabbitmq.subscription import Subscription
 from workerkit.errors import ConnectionLost
 from workerkit.testing.rabbitmq import PrivateRabbitmq
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look often: the interval is a matter of cost."""
-    monkeypatch.setattr(connection_module, "WATCH_INTERVAL", 0.2)
+    monkeypatch.setattr(broker_module, "WATCH_INTERVAL", 0.2)
 
 
 @on_a_loop

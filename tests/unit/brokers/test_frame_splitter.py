@@ -198,7 +198,7 @@ def test_both_ways_through_a_stream_agree_on_wrong_bytes(
 
 
 def test_a_body_frame_cut_off_by_the_read_that_has_a_wrong_end_makes_pika_fail() -> None:
-    """Its bytes are spread over reads by then, so pika is given another frame with a wrong end."""
+    """It is handed on as it came."""
     splitter = FrameSplitter()
     deliver = (pika.spec.Basic.Deliver("t", 1, False, "", "k"), pika.BasicProperties(), b"0123456789")
     stream = b"".join(content_frames(1, deliver))

@@ -112,8 +112,8 @@ def test_rejected_messages_are_named_one_by_one() -> None:
     """basic.reject has no `multiple`: of a run each is sent, and none twice."""
     sent: list[Any] = []
     channel: Any = SimpleNamespace(settle=lambda how, frames: sent.append((how, frames)))
-    source: Any = SimpleNamespace(settled=lambda: None)
-    incarnation = Incarnation(source, channel)
+    source: Any = SimpleNamespace(catch_up_if_due=lambda: None)
+    source.incarnation = incarnation = Incarnation(source, channel)
     incarnation.unacked.add(1, 3)
     failed = [Delivery("jobs", "", "jobs", False, 1, b"", b"", incarnation, tag) for tag in (1, 2, 2)]
     incarnation.settle(Settling.REJECT, failed)

@@ -6,9 +6,8 @@ from typing import Any
 
 import structlog
 
-from workerkit.brokers.rabbitmq.amqp import QueueState
+from workerkit.brokers.rabbitmq.amqp import Connection, QueueState
 from workerkit.brokers.rabbitmq.background import Background
-from workerkit.brokers.rabbitmq.connection import ConsumerConnection
 from workerkit.brokers.rabbitmq.subscription import Subscription
 from workerkit.brokers.rabbitmq.versions import ServerVersion
 from workerkit.errors import BrokerError, ConnectionLost, QueueNotFound
@@ -66,6 +65,11 @@ class FakeConnection:
     def __init__(self) -> None:
         self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
         self.channels: list[FakeChannel] = []
+        self.state: Callable[[], Awaitable[QueueState]] | None = None
+
+    async def ask(self, _question: Any) -> QueueState:
+        assert self.state is not None
+        return await self.state()
 
     async def channel(self) -> FakeChannel:
         self.channels.append(FakeChannel(self))
@@ -130,24 +134,22 @@ def test_a_count_from_the_middle_of_a_change_is_no_loss() -> None:
         scene = Scene()
         channel = await scene.open()
         await scene.source.take(10)
-        connection = ConsumerConnection(None, "w", [scene.source], scene.background, structlog.get_logger())  # type: ignore[arg-type]
-        connection._connection = scene.connection  # type: ignore[assignment]
         asked, answer = asyncio.Event(), asyncio.Event()
 
-        async def queue_state(_queue: str) -> QueueState:
+        async def state() -> QueueState:
             asked.set()
             await answer.wait()
             return QueueState(0, 0)
 
-        connection.queue_state = queue_state  # type: ignore[method-assign,assignment]
-        check = asyncio.create_task(connection._check(scene.source))
+        scene.connection.state = state
+        check = asyncio.create_task(scene.source.check())
         await asked.wait()
         await scene.source.take(1)
         answer.set()
         await check
         assert [name for name, _ in channel.calls] == ["qos", "consume", "cancel", "qos", "consume"]
         assert scene.lost == []
-        await connection._check(scene.source)
+        await scene.source.check()
         assert len(scene.lost) == 1, "nothing changed meanwhile"
         await scene.background.finish(0)
 
@@ -158,13 +160,14 @@ def test_a_queue_that_is_missing_is_not_taken_for_another_that_is_asked_about_me
     """Its source would be given up, and all that it runs would come back."""
 
     async def scenario() -> None:
-        scene = Scene()
-        connection = ConsumerConnection(None, "w", [scene.source], scene.background, structlog.get_logger())  # type: ignore[arg-type]
-        connection._connection = scene.connection  # type: ignore[assignment]
-        assert await connection.queue_state("jobs") == QueueState(7, 1)
-        missing, state = await asyncio.gather(
-            connection.queue_state("missing"), connection.queue_state("jobs"), return_exceptions=True
-        )
+        connection = Connection("w")
+        connection.channel = FakeConnection().channel  # type: ignore[method-assign,assignment]
+
+        def state_of(queue: str) -> Awaitable[QueueState]:
+            return connection.ask(lambda channel: channel.check_queue(queue))
+
+        assert await state_of("jobs") == QueueState(7, 1)
+        missing, state = await asyncio.gather(state_of("missing"), state_of("jobs"), return_exceptions=True)
         assert isinstance(missing, QueueNotFound)
         assert state == QueueState(7, 1)
 

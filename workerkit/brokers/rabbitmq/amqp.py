@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pika
 import pika.channel
@@ -15,13 +15,7 @@ import pika.exceptions
 import pika.spec
 
 from workerkit.brokers.rabbitmq.errors import translate
-from workerkit.brokers.rabbitmq.fastpath import (
-    FastConnection,
-    OnDeliveries,
-    PlainConnection,
-    Settling,
-    missing_in_pika,
-)
+from workerkit.brokers.rabbitmq.fastpath import FastConnection, OnDeliveries, PlainConnection, Settling, missing_in_pika
 from workerkit.brokers.rabbitmq.frame_writer import FrameWriter
 from workerkit.brokers.rabbitmq.io_services import IoServices
 from workerkit.brokers.rabbitmq.versions import ServerVersion
@@ -31,6 +25,8 @@ CLOSE_TIMEOUT = 1.0
 """Seconds a broker gets to answer a close, where nothing depends on the answer."""
 RPC_TIMEOUT = 20.0
 """Seconds a broker gets to answer a method. A frozen one is found by heartbeats later than a user should wait."""
+
+T = TypeVar("T")
 
 
 class RawProperties:
@@ -65,7 +61,8 @@ class Connection:
         self.blocked_by = ""
         """Why the broker does not read what is published at present, empty when it does."""
         self._pika: FastConnection | PlainConnection
-        self._channels: set[Channel] = set()
+        self._asking = asyncio.Lock()
+        self._side: Channel | None = None  # for questions
 
     @classmethod
     async def open(cls, url: str, *, name: str, heartbeat: float, attempt_timeout: float) -> Connection:
@@ -82,40 +79,32 @@ class Connection:
             AccessRefused: the credentials or the virtual host were refused.
         """
         self = cls(name)
-        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        ended = asyncio.Event()
-
-        def on_open(_connection: Any) -> None:
-            if not opened.done():
-                opened.set_result(None)
-
-        def on_open_error(_connection: Any, error: BaseException) -> None:
-            ended.set()
-            if not opened.done():
-                opened.set_exception(translate(error, url))
-
+        opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         connection = PlainConnection if missing_in_pika() else FastConnection
         self._pika = connection(
             _parameters(url, name, heartbeat, attempt_timeout),
-            on_open_callback=on_open,
-            on_open_error_callback=on_open_error,
-            on_close_callback=self._on_closed,
+            on_open_callback=opened.set_result,
+            on_open_error_callback=lambda _pika, error: self._end(translate(error, url)),
+            on_close_callback=lambda _pika, error: self._end(translate(error)),
             custom_ioloop=IoServices(asyncio.get_running_loop()),
         )
         try:
-            await opened
+            await asyncio.wait({opened, self.closed}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             # While it resolves a name pika cannot be stopped: it goes on to make a socket that nobody closes.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT):
-                    while getattr(self._pika, "_transport", None) is None and not ended.is_set():  # noqa: ASYNC110
+                    while getattr(self._pika, "_transport", None) is None and not self.closed.done():  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
             self.abort()
-            with contextlib.suppress(TimeoutError):  # it closes its socket in later turns of the loop
-                await asyncio.wait_for(ended.wait(), CLOSE_TIMEOUT)
+            await asyncio.wait({self.closed}, timeout=CLOSE_TIMEOUT)  # it closes its socket in later turns of the loop
             raise
-        self._pika.add_on_connection_blocked_callback(self._on_blocked)
-        self._pika.add_on_connection_unblocked_callback(self._on_unblocked)
+        if not opened.done():
+            raise self.closed.result()
+        self._pika.add_on_connection_blocked_callback(
+            lambda _pika, frame: self._tell_blocked(str(frame.method.reason) or "no reason given")
+        )
+        self._pika.add_on_connection_unblocked_callback(lambda _pika, _frame: self._tell_blocked(""))
         return self
 
     @property
@@ -133,14 +122,19 @@ class Connection:
 
     async def channel(self) -> Channel:
         """Open a channel. Raises BrokerError."""
-        channel = Channel(self)
-        self._channels.add(channel)
-        try:
-            await channel.open()
-        except BaseException:
-            self._channels.discard(channel)
-            raise
+        channel = Channel(self, self._pika)
+        await channel.open()
         return channel
+
+    async def ask(self, question: Callable[[Channel], Awaitable[T]]) -> T:
+        """Ask the broker something that it may refuse, which closes the channel: not one that others use.
+
+        One question at a time, else the refusal of one would be taken for the answer to another. Raises BrokerError.
+        """
+        async with self._asking:
+            if self._side is None or not self._side.is_open:
+                self._side = await self.channel()
+            return await question(self._side)
 
     async def close(self, patience: float = CLOSE_TIMEOUT) -> None:
         """Close in order, reading what is still on its way; cut it when the broker has not answered in time.
@@ -168,40 +162,31 @@ class Connection:
         elif not (self._pika.is_closing or self._pika.is_closed):
             self._pika.close()  # still connecting
 
-    def _on_closed(self, _connection: Any, error: BaseException) -> None:
-        reason = translate(error)
+    def _end(self, reason: BrokerError) -> None:
         if not self.closed.done():
             self.closed.set_result(reason)
-        for channel in tuple(self._channels):
-            channel.on_connection_closed(reason)
 
-    def _on_blocked(self, _connection: Any, method: Any) -> None:
-        self.blocked_by = str(method.method.reason) or "no reason given"
+    def _tell_blocked(self, reason: str) -> None:
+        self.blocked_by = reason
         if self.on_blocked is not None:
-            self.on_blocked(True, self.blocked_by)
-
-    def _on_unblocked(self, _connection: Any, _method: Any) -> None:
-        self.blocked_by = ""
-        if self.on_blocked is not None:
-            self.on_blocked(False, "")
+            self.on_blocked(bool(reason), reason)
 
 
 class Channel:
     """A channel whose methods can be awaited; each raises BrokerError when the channel or its connection goes."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._loop = asyncio.get_running_loop()
-        self._waiters: set[asyncio.Future[Any]] = set()
+    def __init__(self, connection: Connection, wire: FastConnection | PlainConnection) -> None:
+        self.connection = connection
+        self.closed: asyncio.Future[BrokerError] = asyncio.get_running_loop().create_future()
+        """Done, with the reason, as soon as the channel is gone; pika tells it of its connection's end, too."""
+        self._wire = wire
         self._pika: pika.channel.Channel
         self._outgoing: FrameWriter | None = None
-        self.closed: asyncio.Future[BrokerError] = self._loop.create_future()
-        """Done, with the reason, as soon as the channel is gone."""
         self._closed_in_order = False
 
     async def open(self) -> None:
         def start(callback: Callable[[Any], None]) -> None:
-            self._pika = self._connection._pika.channel(on_open_callback=callback)  # noqa: SLF001 - one adapter
+            self._pika = self._wire.channel(on_open_callback=callback)
             self._pika.add_on_close_callback(self._on_closed)
 
         await self._call(start)
@@ -210,29 +195,23 @@ class Channel:
     def is_open(self) -> bool:
         return not self.closed.done() and bool(self._pika.is_open)
 
-    @property
-    def connection(self) -> Connection:
-        return self._connection
-
     async def qos(self, prefetch_count: int) -> None:
-        await self._call(lambda done: self._pika.basic_qos(prefetch_count=prefetch_count, callback=done))
+        await self._call(self._pika.basic_qos, prefetch_count=prefetch_count)
 
     async def consume(self, queue: str, tag: str, on_deliveries: OnDeliveries, *, receipt: Any = None) -> None:
         """Subscribe; deliveries go to ``on_deliveries`` in batches, as they are read, each with ``receipt``.
 
         A channel can have several subscriptions; they are to the same queue, with the same receipt.
         """
-        on_message = self._connection._pika.route(  # noqa: SLF001 - one adapter
-            int(self._pika.channel_number), queue, receipt, on_deliveries
-        )
-        await self._call(lambda done: self._pika.basic_consume(queue, on_message, consumer_tag=tag, callback=done))
+        on_message = self._wire.route(int(self._pika.channel_number), queue, receipt, on_deliveries)
+        await self._call(self._pika.basic_consume, queue, on_message, consumer_tag=tag)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Call back when the broker ends a subscription of this channel."""
         self._pika.add_on_cancel_callback(lambda _method: callback())
 
     async def cancel(self, tag: str) -> None:
-        await self._call(lambda done: self._pika.basic_cancel(tag, callback=done))
+        await self._call(self._pika.basic_cancel, tag)
 
     def ack(self, frames: Sequence[tuple[int, bool]]) -> None:
         """Acknowledge, each frame a delivery tag and whether all tags below are meant too. Raises BrokerError."""
@@ -249,7 +228,7 @@ class Channel:
         if not frames:
             return
         try:
-            self._connection._pika.settle(self._pika, how, frames)  # noqa: SLF001 - one adapter
+            self._wire.settle(self._pika, how, frames)
         except pika.exceptions.AMQPError as error:
             raise translate(error) from None
 
@@ -260,9 +239,9 @@ class Channel:
             method = frame.method
             on_confirm(method.delivery_tag, method.multiple, isinstance(method, pika.spec.Basic.Ack))
 
-        await self._call(lambda done: self._pika.confirm_delivery(on_method, callback=done))
-        if isinstance(self._connection._pika, FastConnection):  # noqa: SLF001 - one adapter
-            self._outgoing = FrameWriter(self._connection._pika, self._pika)  # noqa: SLF001
+        await self._call(self._pika.confirm_delivery, on_method)
+        if isinstance(self._wire, FastConnection):
+            self._outgoing = FrameWriter(self._wire, self._pika)
 
     def on_return(self, callback: Callable[[str, str, Any, bytes, str], None]) -> None:
         """Call back with (exchange, routing key, properties, body, reason) when a mandatory message found no queue."""
@@ -291,38 +270,29 @@ class Channel:
 
     async def declare_queue(
         self, name: str, arguments: Mapping[str, Any], *, durable: bool = True, auto_delete: bool = False
-    ) -> QueueState:
-        frame = await self._call(
-            lambda done: self._pika.queue_declare(
-                name, durable=durable, auto_delete=auto_delete, arguments=dict(arguments), callback=done
-            )
+    ) -> None:
+        await self._call(
+            self._pika.queue_declare, name, durable=durable, auto_delete=auto_delete, arguments=dict(arguments)
         )
-        return QueueState(frame.method.message_count, frame.method.consumer_count)
 
     async def check_queue(self, name: str) -> QueueState:
         """Declare passively. Raises QueueNotFound."""
-        frame = await self._call(lambda done: self._pika.queue_declare(name, passive=True, callback=done))
+        frame = await self._call(self._pika.queue_declare, name, passive=True)
         return QueueState(frame.method.message_count, frame.method.consumer_count)
 
     async def check_exchange(self, name: str) -> None:
         """Declare passively. Raises QueueNotFound when it does not exist: the broker's word is the same, 404."""
-        await self._call(lambda done: self._pika.exchange_declare(name, passive=True, callback=done))
+        await self._call(self._pika.exchange_declare, name, passive=True)
 
     async def declare_exchange(self, name: str, kind: str, *, durable: bool, arguments: Mapping[str, Any]) -> None:
-        await self._call(
-            lambda done: self._pika.exchange_declare(
-                name, kind, durable=durable, arguments=dict(arguments), callback=done
-            )
-        )
+        await self._call(self._pika.exchange_declare, name, kind, durable=durable, arguments=dict(arguments))
 
     async def bind(self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any]) -> None:
-        await self._call(
-            lambda done: self._pika.queue_bind(queue, exchange, routing_key, dict(arguments), callback=done)
-        )
+        await self._call(self._pika.queue_bind, queue, exchange, routing_key, dict(arguments))
 
     async def purge(self, queue: str) -> int:
         """Delete the ready messages of a queue; returns how many."""
-        frame = await self._call(lambda done: self._pika.queue_purge(queue, callback=done))
+        frame = await self._call(self._pika.queue_purge, queue)
         return int(frame.method.message_count)
 
     async def close(self, patience: float = CLOSE_TIMEOUT) -> bool:
@@ -335,48 +305,23 @@ class Channel:
         await asyncio.wait({self.closed}, timeout=patience)
         return self._closed_in_order
 
-    async def _call(self, start: Callable[[Callable[[Any], None]], object]) -> Any:
-        waiter = self._waiter()
-
-        def done(frame: Any) -> None:
-            if not waiter.done():
-                waiter.set_result(frame)
-
+    async def _call(self, method: Callable[..., object], *args: object, **keywords: object) -> Any:
+        """Call a method of pika and wait for the broker's answer, which pika hands to its argument ``callback``."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
-            start(done)
+            method(*args, **keywords, callback=answer.set_result)
         except pika.exceptions.AMQPError as error:
-            self._waiters.discard(waiter)
             raise translate(error) from None
-        return await self._wait(waiter)
-
-    def _waiter(self) -> asyncio.Future[Any]:
-        waiter: asyncio.Future[Any] = self._loop.create_future()
-        self._waiters.add(waiter)
-        return waiter
-
-    async def _wait(self, waiter: asyncio.Future[Any]) -> Any:
-        try:
-            return await asyncio.wait_for(waiter, RPC_TIMEOUT)
-        except TimeoutError:
-            raise ConnectionLost(f"the broker did not answer within {RPC_TIMEOUT:g} s") from None
-        finally:
-            self._waiters.discard(waiter)
+        await asyncio.wait({answer, self.closed}, timeout=RPC_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        if self.closed.done():
+            raise self.closed.result()
+        raise ConnectionLost(f"the broker did not answer within {RPC_TIMEOUT:g} s")
 
     def _on_closed(self, _channel: Any, error: BaseException) -> None:
         self._closed_in_order = isinstance(error, pika.exceptions.ChannelClosedByClient)
-        self._fail(translate(error))
-
-    def on_connection_closed(self, reason: BrokerError) -> None:
-        """The connection is gone, and this channel with it."""
-        self._fail(reason)
-
-    def _fail(self, reason: BrokerError) -> None:
-        self._connection._channels.discard(self)  # noqa: SLF001 - one adapter
-        if not self.closed.done():
-            self.closed.set_result(reason)
-        for waiter in tuple(self._waiters):
-            if not waiter.done():
-                waiter.set_exception(reason)
+        self.closed.set_result(translate(error))
 
 
 def _parameters(url: str, name: str, heartbeat: float, timeout: float) -> pika.URLParameters:

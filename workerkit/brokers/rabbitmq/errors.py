@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pika.adapters.utils.connection_workflow as workflow
 import pika.exceptions
@@ -21,12 +21,9 @@ def translate(error: BaseException, url: str | None = None) -> BrokerError:
     if isinstance(error, BrokerError):
         return error
     where = f" at {address(url)}" if url else ""
-    causes = _causes(error)
-    for cause in causes:
-        refused = _refusal(cause, url)
-        if refused is not None:
-            return refused
-    root = causes[-1]
+    root = _root(error)
+    if refused := _refused(root, url):
+        return AccessRefused(f"RabbitMQ{where} refused {refused}")
     if isinstance(root, pika.exceptions.ChannelClosedByBroker):
         kind = {403: AccessRefused, 404: QueueNotFound, 406: PreconditionFailed}.get(root.reply_code, ConnectionLost)
         return kind(f"{root.reply_code} {root.reply_text}")
@@ -35,9 +32,7 @@ def translate(error: BaseException, url: str | None = None) -> BrokerError:
     if isinstance(root, ssl.SSLCertVerificationError):
         return AccessRefused(f"the certificate of RabbitMQ{where} is not accepted: {root.verify_message}")
     text = _plain(root)
-    if url:
-        return ConnectionFailed(f"no RabbitMQ answered{where}: {text}")
-    return ConnectionLost(text)
+    return ConnectionFailed(f"no RabbitMQ answered{where}: {text}") if url else ConnectionLost(text)
 
 
 def address(url: str) -> str:
@@ -47,46 +42,37 @@ def address(url: str) -> str:
     return f"{parts.hostname or 'localhost'}:{port}"
 
 
-def _refusal(cause: BaseException, url: str | None) -> AccessRefused | None:
-    where = f" at {address(url)}" if url else ""
-    user = urlsplit(url).username or "guest" if url else "?"
-    vhost = (urlsplit(url).path[1:].replace("%2F", "/").replace("%2f", "/") or "/") if url else "?"
-    if isinstance(cause, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError) or (
-        isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 403
+def _refused(error: BaseException, url: str | None) -> str:
+    """What the broker refused of a connection; empty when it did not."""
+    parts = urlsplit(url) if url else None
+    user = (parts.username or "guest") if parts else "?"
+    code = error.reply_code if isinstance(error, pika.exceptions.ConnectionClosedByBroker) else None
+    if code == 403 or isinstance(
+        error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError
     ):
-        return AccessRefused(f"RabbitMQ{where} refused the user name or the password of user {user!r}")
-    if isinstance(cause, pika.exceptions.ProbableAccessDeniedError) or (
-        isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 530
+        return f"the user name or the password of user {user!r}"
+    # A virtual host that is down, or has all the connections that it may have, can answer later.
+    if (code == 530 or isinstance(error, pika.exceptions.ProbableAccessDeniedError)) and not (
+        "is down" in str(error) or "limit" in str(error)
     ):
-        text = str(cause)
-        if "is down" in text or "limit" in text:
-            return None  # starting up, or full: it may answer later
-        return AccessRefused(
-            f"RabbitMQ{where} refused virtual host {vhost!r} to user {user!r}: it does not exist, or "
-            f"the user has no permission on it"
-        )
-    return None
+        vhost = (unquote(parts.path[1:]) or "/") if parts else "?"
+        return f"virtual host {vhost!r} to user {user!r}: it does not exist, or the user has no permission on it"
+    return ""
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """From the outermost wrapper that pika's connection workflow made to the root."""
-    chain = [error]
+def _root(error: BaseException) -> BaseException:
+    """What pika's connection workflow has wrapped."""
     while True:
-        last = chain[-1]
-        inner: BaseException | None = None
-        if isinstance(last, workflow.AMQPConnectionWorkflowFailed):
-            inner = last.exceptions[-1]
-        elif isinstance(last, workflow.AMQPConnectorPhaseErrorBase):
-            inner = last.exception
-        elif (
-            isinstance(last, pika.exceptions.AMQPConnectionError)
-            and last.args
-            and isinstance(last.args[0], BaseException)
+        if isinstance(error, workflow.AMQPConnectionWorkflowFailed):
+            error = error.exceptions[-1]
+        elif isinstance(error, workflow.AMQPConnectorPhaseErrorBase):
+            error = error.exception
+        elif isinstance(error, pika.exceptions.AMQPConnectionError) and isinstance(
+            cause := next(iter(error.args), None), BaseException
         ):
-            inner = last.args[0]
-        if inner is None or inner in chain:
-            return chain
-        chain.append(inner)
+            error = cause
+        else:
+            return error
 
 
 def _plain(error: BaseException) -> str:
@@ -94,9 +80,8 @@ def _plain(error: BaseException) -> str:
         return "connection refused"
     if isinstance(error, socket.gaierror):
         return f"the host name does not resolve ({error.strerror})"
-    if isinstance(error, workflow.AMQPConnectorStackTimeout | workflow.AMQPConnectorSocketConnectError | TimeoutError):
+    if isinstance(error, workflow.AMQPConnectorStackTimeout | TimeoutError):
         return "timed out"
     if isinstance(error, pika.exceptions.IncompatibleProtocolError):
         return "what answers there does not speak AMQP 0-9-1"
-    text = str(error) or repr(error)
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {str(error) or repr(error)}"

@@ -58,14 +58,7 @@ def missing_in_pika() -> list[str]:
     needed = {
         AsyncioConnection: ("_on_data_available", "_process_frame", "_proto_connection_made", "_adapter_emit_data"),
         Connection: ("bytes_received", "frames_received", "bytes_sent", "frames_sent", "_body_max_length"),
-        transport: (
-            "_MAX_RECV_BYTES",
-            "_MAX_CONSUME_BYTES",
-            "_sock",
-            "_on_socket_readable",
-            "get_write_buffer_size",
-            "write",
-        ),
+        transport: ("_MAX_RECV_BYTES", "_MAX_CONSUME_BYTES", "_sock", "_on_socket_readable", "get_write_buffer_size"),
         pika.frame: ("decode_frame",),
     }
     return [
@@ -171,18 +164,8 @@ class PlainConnection(AsyncioConnection):  # type: ignore[misc] # untyped librar
         """As ``FastConnection.route``."""
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            delivery = Delivery(
-                queue=queue,
-                exchange=method.exchange,
-                routing_key=method.routing_key,
-                redelivered=method.redelivered,
-                attempt=1,
-                raw_properties=b"".join(properties.encode()),
-                body=body,
-                receipt=receipt,
-                tag=method.delivery_tag,
-            )
-            on_deliveries([delivery])
+            raw, where = b"".join(properties.encode()), (queue, method.exchange, method.routing_key)
+            on_deliveries([Delivery(*where, method.redelivered, 1, raw, body, receipt, method.delivery_tag)])
 
         return on_message
 

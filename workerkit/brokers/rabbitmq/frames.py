@@ -22,14 +22,12 @@ _HEADER = struct.Struct(">QH")  # size of the body, flags of the properties
 _BETWEEN = struct.Struct(">4sI")  # the end of the content header frame and the start of the body frame
 
 _METHOD, _CONTENT_HEADER, _BODY = 1, 2, 3
-_BASIC_DELIVER = struct.pack(">HH", 60, 60)
 _BASIC = 60
+_BASIC_DELIVER = struct.pack(">HH", _BASIC, 60)
 _BASIC_CLASS = struct.pack(">H", _BASIC)
 _REDELIVERED = 1
 _END = 0xCE
 _PROTOCOL_HEADER = ord("A")
-_BROKEN_FRAME = struct.pack(">BHIB", _BODY, 0, 0, 0)
-"""A frame with a wrong end, for pika to fail on: the bytes of the original one are spread over many reads."""
 
 Batch = tuple[int, list[Delivery]]
 """Deliveries of one channel in a row, with the channel's number."""
@@ -72,11 +70,10 @@ class FrameSplitter:
         """By channel: the queue that its deliveries come from, and the receipt that each of them gets."""
         self.frames = 0
         """Frames recognised here, for pika's own counters."""
-        self._rest = b""
+        self._unread: list[bytes | memoryview] = []  # the start of a frame, in as many pieces as it was read in
+        self._missing = 0  # bytes of it still to come, at least
         self._partial: dict[int, _Partial] = {}
         self._shape: _Shape | None = None
-        self._open: _Partial | None = None  # whose body frame was cut off by the end of the last read
-        self._open_left = 0  # bytes of that frame still to come, its end included
 
     def feed(self, data: bytes) -> list[Batch | bytes]:
         """Take received bytes; return runs of complete deliveries, and every other complete frame as its bytes.
@@ -84,30 +81,36 @@ class FrameSplitter:
         A malformed frame is returned as foreign: pika knows how to fail on it.
         """
         found: list[Batch | bytes] = []
-        offset = self._go_on(data, found) if self._open is not None else 0
-        buffer = self._rest + data if self._rest else data
+        buffer, offset = data, 0
+        if self._unread:
+            self._unread.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return found
+            if len(self._unread[0]) < _FRAME.size:  # nothing says yet how long the frame is
+                buffer = b"".join(self._unread)
+            else:
+                offset = len(data) + self._missing
+                self._unread[-1] = memoryview(data)[:offset]
+                self._take(self._unread, found)
         end = len(buffer)
         while end - offset >= _FRAME.size:
             if self._shape is not None and not self._partial:
                 offset = self._take_alike(self._shape, buffer, offset, found)
                 if end - offset < _FRAME.size:
                     break
-            kind, channel, size = _FRAME.unpack_from(buffer, offset)
+            kind, _, size = _FRAME.unpack_from(buffer, offset)
             if kind == _PROTOCOL_HEADER:  # "AMQP" and a version, sent by a broker that refuses ours
                 found.append(buffer[offset:])
                 offset = end
                 break
-            start = offset + _FRAME.size
-            stop = start + size
-            if stop >= end:
-                if kind == _BODY and self._begin(channel, size, memoryview(buffer)[start:]):
-                    offset = end
+            stop = offset + _FRAME.size + size + 1
+            if stop > end:
+                self._missing = stop - end
                 break
-            frame = buffer[offset : stop + 1]
-            if buffer[stop] != _END or not self._try_take(kind, channel, frame, found):
-                found.append(frame)
-            offset = stop + 1
-        self._rest = buffer[offset:] if offset < end else b""
+            self._take([memoryview(buffer)[offset:stop]], found)
+            offset = stop
+        self._unread = [memoryview(buffer)[offset:]] if offset < end else []
         return found
 
     def _take_alike(self, shape: _Shape, buffer: bytes, offset: int, found: list[Batch | bytes]) -> int:
@@ -146,74 +149,50 @@ class FrameSplitter:
             _append(found, shape.channel, deliveries)
         return offset
 
-    def _try_take(self, kind: int, channel: int, frame: bytes, found: list[Batch | bytes]) -> bool:
+    def _take(self, pieces: list[bytes | memoryview], found: list[Batch | bytes]) -> None:
+        """Take a whole frame, in the pieces that it was read in. One that belongs to no delivery is handed on."""
+        kind, channel, size = _FRAME.unpack_from(pieces[0])
         try:
-            return self._take(kind, channel, frame, found)
+            taken = pieces[-1][-1] == _END and (
+                self._take_body(channel, size, pieces) if kind == _BODY else self._take_head(channel, b"".join(pieces))
+            )
         except (struct.error, IndexError):  # shorter than its fields
-            return False
+            taken = False
+        if not taken:
+            found.append(b"".join(pieces))
+            return
+        self.frames += 1
+        partial = self._partial[channel]
+        if partial.missing == 0:
+            del self._partial[channel]
+            partial.delivery.body = b"".join(partial.chunks)
+            _append(found, channel, [partial.delivery])
 
-    def _take(self, kind: int, channel: int, frame: bytes, found: list[Batch | bytes]) -> bool:
-        """Consume a frame that belongs to a delivery. False: it does not."""
+    def _take_head(self, channel: int, frame: bytes) -> bool:
         partial = self._partial.get(channel)
-        if kind == _METHOD:
-            if frame[7:11] != _BASIC_DELIVER:
-                return False
+        if frame[0] == _METHOD and frame[7:11] == _BASIC_DELIVER:
             self._partial[channel] = _Partial(self._read_deliver(channel, frame))
-        elif partial is None:
-            return False
-        elif kind == _CONTENT_HEADER and partial.missing < 0 and frame[7:9] == _BASIC_CLASS:
+        elif frame[0] == _CONTENT_HEADER and partial and partial.missing < 0 and frame[7:9] == _BASIC_CLASS:
             partial.missing, _ = _HEADER.unpack_from(memoryview(frame)[:-1], 11)
             partial.delivery.raw_properties = frame[19:-1]
-            if partial.missing == 0:
-                self._complete(channel, found)
-        elif kind == _BODY and 0 <= len(frame) - 8 <= partial.missing:
-            partial.chunks.append(frame[7:-1])
-            partial.missing -= len(frame) - 8
-            if partial.missing == 0:
-                self._complete(channel, found)
         else:
-            del self._partial[channel]  # out of order, or too long: a broken broker, which pika reports
+            if frame[0] != _METHOD:
+                self._partial.pop(channel, None)  # out of order: a broken broker, which pika reports
             return False
-        self.frames += 1
         return True
 
-    def _begin(self, channel: int, size: int, chunk: memoryview) -> bool:
-        """The start of a body frame whose end has not arrived: its bytes are taken as they come and joined once."""
+    def _take_body(self, channel: int, size: int, pieces: list[bytes | memoryview]) -> bool:
+        """Of a big body nothing is copied before it is whole."""
         partial = self._partial.get(channel)
         if partial is None or size > partial.missing:
+            self._partial.pop(channel, None)  # out of order, or too long
             return False
-        partial.chunks.append(chunk)
         partial.missing -= size
-        self._open = partial
-        self._open_left = size - len(chunk) + 1
+        chunks = [*pieces]
+        chunks[0] = chunks[0][_FRAME.size :]
+        chunks[-1] = chunks[-1][:-1]
+        partial.chunks += chunks
         return True
-
-    def _go_on(self, data: bytes, found: list[Batch | bytes]) -> int:
-        """Go on with the body frame that the last read cut off; return how many bytes of this one belong to it."""
-        partial = self._open
-        assert partial is not None
-        used = min(self._open_left, len(data))
-        self._open_left -= used
-        if self._open_left > 0:
-            partial.chunks.append(data)
-            return used
-        if used > 1:
-            partial.chunks.append(memoryview(data)[: used - 1])
-        self._open = None
-        channel = next(number for number, other in self._partial.items() if other is partial)
-        if data[used - 1] != _END:
-            del self._partial[channel]
-            found.append(_BROKEN_FRAME)
-            return used
-        self.frames += 1
-        if partial.missing == 0:
-            self._complete(channel, found)
-        return used
-
-    def _complete(self, channel: int, found: list[Batch | bytes]) -> None:
-        partial = self._partial.pop(channel)
-        partial.delivery.body = b"".join(partial.chunks)
-        _append(found, channel, [partial.delivery])
 
     def _read_deliver(self, channel: int, frame: bytes) -> Delivery:
         """consumer-tag shortstr, delivery-tag u64, redelivered bit, exchange shortstr, routing-key shortstr."""
@@ -222,18 +201,11 @@ class FrameSplitter:
         offset = tag_start + _TAG_AND_FLAGS.size
         exchange_end = offset + 1 + frame[offset]
         key_end = exchange_end + 1 + frame[exchange_end]
+        exchange = frame[offset + 1 : exchange_end].decode("utf-8", "replace")
+        routing_key = frame[exchange_end + 1 : key_end].decode("utf-8", "replace")
         queue, receipt = self.sources.get(channel, ("", None))
-        delivery = Delivery(
-            queue=queue,
-            exchange=frame[offset + 1 : exchange_end].decode("utf-8", "replace"),
-            routing_key=frame[exchange_end + 1 : key_end].decode("utf-8", "replace"),
-            redelivered=flags & _REDELIVERED == 1,
-            attempt=1,
-            raw_properties=b"",
-            body=b"",
-            receipt=receipt,
-            tag=tag,
-        )
+        redelivered = flags & _REDELIVERED == 1
+        delivery = Delivery(queue, exchange, routing_key, redelivered, 1, b"", b"", receipt, tag)
         self._shape = _Shape(channel, frame, tag_start, delivery)
         return delivery
 

@@ -23,7 +23,6 @@ from workerkit.brokers.rabbitmq.publisher import ConfirmedPublisher
 from workerkit.brokers.rabbitmq.subscription import Subscription, id_of
 from workerkit.brokers.rabbitmq.topology import (
     EXPLICIT_RETRY_GRACE,
-    Queue,
     explicit_retry_queue,
     nearest_declared,
     retry_queue_name,
@@ -63,27 +62,21 @@ Ended = tuple[Settling, Settlement]
 
 def at_once(delivery: Delivery, settlement: Settlement) -> Ended | None:
     """How this is settled without a copy; None when it takes one."""
-    source: Subscription = delivery.receipt.source
+    traits: QueueTraits = delivery.receipt.source.traits
     if isinstance(settlement, Acknowledge) and not settlement.publish:
         return Settling.ACK, settlement
-    if isinstance(settlement, Release) and not settlement.delay and not _would_count(delivery, source.traits):
-        return Settling.NACK, settlement
-    if isinstance(settlement, RetryLater) and source.traits.native and not (settlement.explicit or settlement.alone):
-        return Settling.REJECT, _natively(settlement, delivery, source)
+    if isinstance(settlement, Release) and not settlement.delay:
+        # The first return of a message is not counted as a loss, so that nearly all can go back as they are.
+        counts = traits.counts_losses and traits.counts_hand_backs and delivery.redelivered
+        return None if counts and returns_of(delivery.raw_properties) else (Settling.NACK, settlement)
+    if isinstance(settlement, RetryLater) and traits.native and not (settlement.explicit or settlement.alone):
+        return Settling.REJECT, _natively(settlement, delivery)
     return None
 
 
-def _would_count(delivery: Delivery, traits: QueueTraits) -> bool:
-    """Whether handing it back would look like another loss of a worker. The first return of a message is not counted,
-    so that nearly all can be handed back as they are.
-    """
-    counting = traits.counts_losses and traits.counts_hand_backs
-    return counting and delivery.redelivered and returns_of(delivery.raw_properties) > 0
-
-
-def _natively(later: RetryLater, delivery: Delivery, source: Subscription) -> RetryLater:
+def _natively(later: RetryLater, delivery: Delivery) -> RetryLater:
     """With the delay that the queue will really make: one step longer for each failure."""
-    policy = source.settings.delayed_retry
+    policy = delivery.receipt.source.settings.delayed_retry
     assert policy is not None
     return replace(later, delay=min(policy.min * (returns_of(delivery.raw_properties) + 1), float(policy.max)))
 
@@ -104,11 +97,9 @@ class Redelivery:
     """Copies for retries, releases, renewals and dead letters, and what is published with an acknowledgement.
 
     Args:
-        plan: what the worker consumes.
-        sources: by queue.
         connect: opens the connection to publish on.
-        events: how each settlement ended.
-        log: what could not be published, or not as it was asked for.
+        events: told how each settlement ended.
+        log: for what could not be published, or not as it was asked for.
     """
 
     def __init__(
@@ -125,11 +116,8 @@ class Redelivery:
         self._events = events
         self._log = log
         self._publisher = ConfirmedPublisher(self._connect, wait_while_blocked=True)
-        self._connection: Connection | None = None
-        self._side: Channel | None = None
-        self._checking = asyncio.Lock()
-        self._known: dict[str, float] = {}  # when we last saw that a queue or an exchange is there
-        self._told: set[str] = set()  # of which queues for one delay we have said that they cannot be made
+        self._known: dict[str, float] = {}  # until when we believe that a queue or an exchange is there
+        self._refused: set[str] = set()  # queues for one delay that cannot be made, which we have said
         self._background = Background(events.on_failed)
 
     # ---- what arrives
@@ -144,55 +132,42 @@ class Redelivery:
         if traits.native:
             for delivery in deliveries:
                 delivery.attempt = attempt_of(delivery.raw_properties) + returns_of(delivery.raw_properties)
-            last = self._plan.max_attempts
-            if all(delivery.attempt <= last for delivery in deliveries):
-                return deliveries
-            return [
-                delivery for delivery in deliveries if delivery.attempt <= last or not self._replace(delivery, traits)
-            ]
-        for delivery in deliveries:
-            if _ATTEMPT in delivery.raw_properties:
-                delivery.attempt = attempt_of(delivery.raw_properties)
-        if not (traits.counts_losses or traits.limited) or not any(delivery.redelivered for delivery in deliveries):
-            return deliveries
-        return [delivery for delivery in deliveries if not (delivery.redelivered and self._replace(delivery, traits))]
+            came_back = [delivery for delivery in deliveries if delivery.attempt > self._plan.max_attempts]
+        else:
+            for delivery in deliveries:
+                if _ATTEMPT in delivery.raw_properties:
+                    delivery.attempt = attempt_of(delivery.raw_properties)
+            counted = traits.counts_losses or traits.limited
+            came_back = [delivery for delivery in deliveries if delivery.redelivered] if counted else []
+        replaced = {delivery.tag for delivery in came_back if self._replace(delivery, traits)}
+        return [delivery for delivery in deliveries if delivery.tag not in replaced] if replaced else deliveries
 
     def _replace(self, delivery: Delivery, traits: QueueTraits) -> bool:
         """Put a copy in place of a message that has come back too often. False: it has not."""
         # A message that fails its last attempt does not come back: what comes after it has lost its worker.
         losses = delivery.attempt - self._plan.max_attempts if traits.native else _losses_of(delivery, traits)
         about = {"queue": delivery.queue, "message_id": id_of(delivery), "attempt": delivery.attempt, "losses": losses}
+        copy: Settlement
         if losses > self._plan.max_losses:
             self._log.error("message.lost_too_often", **about)
-            cause = Cause(Reason.LOST, f"its worker was lost {losses} times while it had this message")
-            copy = partial(self._dead_letter, delivery, cause)
+            why = f"its worker was lost {losses} times while it had this message"
+            copy = DeadLetter(Cause(Reason.LOST, why))
         elif traits.limited and returns_of(delivery.raw_properties) >= RENEW_AFTER:
             self._log.info("message.renewed", **about)
-            copy = partial(self._renewal, delivery, losses)
+            copy = HAND_BACK
         else:
             return False
-        self._background.start(self._settle_unseen(delivery, copy))
+        self._background.start(self._settle(delivery, copy, seen=False))
         return True
-
-    async def _settle_unseen(self, delivery: Delivery, copy: Callable[[], Awaitable[None]]) -> None:
-        """Of what the worker has not seen it is not told."""
-        try:
-            await copy()
-            delivery.receipt.settle(Settling.ACK, [delivery])
-        except BrokerError:
-            pass  # it comes back
-        except asyncio.CancelledError:
-            with contextlib.suppress(BrokerError):
-                delivery.receipt.settle(Settling.NACK, [delivery])
-            raise
 
     # ---- settling
 
     def settle(self, delivery: Delivery, settlement: Settlement) -> None:
         """Begin to settle what cannot be settled at once; the events tell how it ends."""
-        self._background.start(self._settle(delivery, settlement))
+        self._background.start(self._settle(delivery, settlement, seen=True))
 
-    async def _settle(self, delivery: Delivery, settlement: Settlement) -> None:
+    async def _settle(self, delivery: Delivery, settlement: Settlement, *, seen: bool) -> None:
+        """``seen``: the worker has had it, and is told how it ends."""
         try:
             ended = await self._copy(delivery, settlement)
             if isinstance(ended, Cause):
@@ -201,72 +176,62 @@ class Redelivery:
             how, settlement = ended
             delivery.receipt.settle(how, [delivery])
         except BrokerError as error:
-            self._events.on_dropped([delivery], str(error))
+            if seen:
+                self._events.on_dropped([delivery], str(error))
         except asyncio.CancelledError:
-            blamed = isinstance(settlement, RetryLater | DeadLetter)
+            blamed = seen and isinstance(settlement, RetryLater | DeadLetter)
             with contextlib.suppress(BrokerError):
                 delivery.receipt.settle(Settling.REJECT if blamed else Settling.NACK, [delivery])
-            self._events.on_dropped([delivery], "given back, as no confirmation came before the end")
+            if seen:
+                self._events.on_dropped([delivery], "given back, as no confirmation came before the end")
             raise
         else:
-            self._events.on_settled([(delivery, settlement)])
+            if seen:
+                self._events.on_settled([(delivery, settlement)])
 
     async def _copy(self, delivery: Delivery, settlement: Settlement) -> Ended | Cause:
         """Publish until the broker has it. Raises BrokerError: the original is not ours any more."""
         if isinstance(settlement, Acknowledge):
             return await self._publish_all(delivery, settlement) or (Settling.ACK, settlement)
-        if isinstance(settlement, DeadLetter):
-            await self._dead_letter(delivery, settlement.cause)
-            return Settling.ACK, settlement
+        drop, limit = is_not_for_copies, PROPERTIES_LIMIT
         losses = _losses_of(delivery, delivery.receipt.source.traits)
-        if isinstance(settlement, RetryLater):
-            properties = retry_copy(delivery, settlement, losses=losses, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
-            return await self._persist(delivery, partial(self._retry, delivery, settlement, properties))
-        if not settlement.delay:
-            await self._renewal(delivery, losses)
-            return Settling.ACK, settlement
-        properties = released_copy(delivery, settlement, losses=losses, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
-        return await self._persist(delivery, partial(self._release, delivery, settlement, properties))
+        if isinstance(settlement, DeadLetter):
+            properties = dead_letter(delivery, settlement.cause, self._plan.worker, drop=drop, limit=limit)
+        elif isinstance(settlement, RetryLater):
+            properties = retry_copy(delivery, settlement, losses=losses, drop=drop, limit=limit)
+        else:
+            release = settlement if settlement.delay else HAND_BACK
+            properties = released_copy(delivery, release, losses=losses, drop=drop, limit=limit)
+        return await self._persist(delivery, partial(self._publish_copy, delivery, settlement, properties))
 
-    async def _retry(self, delivery: Delivery, later: RetryLater, properties: bytes) -> Ended:
-        waiting = await self._waiting_queue(delivery.queue, later.delay, explicit=later.explicit)
-        if waiting is None and not later.alone:  # with native retry nothing is declared to wait in but the queue itself
-            return Settling.REJECT, _natively(later, delivery, delivery.receipt.source)
-        name, delay = waiting or (delivery.queue, 0.0)
-        await self._publisher.publish("", name, properties, delivery.body)
-        return Settling.ACK, replace(later, delay=delay)
-
-    async def _release(self, delivery: Delivery, release: Release, properties: bytes) -> Ended:
-        waiting = await self._waiting_queue(delivery.queue, release.delay, explicit=True)
-        if waiting is None:
-            return Settling.NACK, replace(release, delay=0.0)
-        name, delay = waiting
-        await self._publisher.publish("", name, properties, delivery.body)
-        return Settling.ACK, replace(release, delay=delay)
-
-    async def _dead_letter(self, delivery: Delivery, cause: Cause) -> None:
-        story = dead_letter(delivery, cause, self._plan.worker, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
-        target = dead_queue_name(delivery.queue)
-        await self._persist(delivery, lambda: self._publisher.publish("", target, story, delivery.body))
-
-    async def _renewal(self, delivery: Delivery, losses: int) -> None:
-        properties = released_copy(delivery, HAND_BACK, losses=losses, drop=is_not_for_copies, limit=PROPERTIES_LIMIT)
-        await self._persist(delivery, lambda: self._publisher.publish("", delivery.queue, properties, delivery.body))
+    async def _publish_copy(
+        self, delivery: Delivery, settlement: RetryLater | Release | DeadLetter, properties: bytes
+    ) -> Ended:
+        """Publish to where it belongs. Where there is nowhere to wait but the queue itself, the original goes back."""
+        target = delivery.queue
+        if isinstance(settlement, DeadLetter):
+            target = dead_queue_name(target)
+        elif isinstance(settlement, RetryLater) or settlement.delay:
+            waiting = await self._waiting_queue(target, settlement.delay)
+            if waiting is None and isinstance(settlement, Release):
+                return Settling.NACK, replace(settlement, delay=0.0)
+            if waiting is None and isinstance(settlement, RetryLater) and not settlement.alone:
+                return Settling.REJECT, _natively(settlement, delivery)
+            target, delay = waiting or (target, 0.0)
+            settlement = replace(settlement, delay=delay)
+        await self._publisher.publish("", target, properties, delivery.body)
+        return Settling.ACK, settlement
 
     async def _persist(
-        self,
-        delivery: Delivery,
-        publish: Callable[[], Awaitable[T]],
-        *,
-        is_final: Callable[[BrokerError], bool] = lambda _error: False,
+        self, delivery: Delivery, publish: Callable[[], Awaitable[T]], *, give_up_refused: bool = False
     ) -> T:
-        """Try until it works, for as long as the original is ours. Raises BrokerError: it is not, or what is final."""
+        """Try until it works, for as long as the original is ours. Raises BrokerError: it is not, or it was refused."""
         backoff = Backoff(0.2, 5.0)
         while not delivery.receipt.lost:
             try:
                 return await publish()
             except BrokerError as error:
-                if is_final(error):
+                if give_up_refused and _is_refusal(error):
                     raise
                 self._known.clear()
                 delay = backoff.delay()
@@ -280,25 +245,23 @@ class Redelivery:
     async def _publish_all(self, delivery: Delivery, settlement: Acknowledge) -> Cause | None:
         """Publish all; why the broker did not take one of them, or None. Raises BrokerError: the original is gone."""
         publishing = [
-            self._persist(delivery, partial(self._publish, message), is_final=_is_refusal)
+            self._persist(delivery, partial(self._publish, message), give_up_refused=True)
             for message in settlement.publish
         ]
         errors = [result for result in await asyncio.gather(*publishing, return_exceptions=True) if result is not None]
-        refusal = next((error for error in errors if _is_refusal(error)), None)
-        if refusal is not None:
-            name = "Unroutable" if isinstance(refusal, QueueNotFound) else type(refusal).__name__
-            return Cause(Reason.EXCEPTION, str(refusal), exception=f"workerkit.{name}")
+        for error in errors:
+            if _is_refusal(error):
+                name = "Unroutable" if isinstance(error, QueueNotFound) else type(error).__name__
+                return Cause(Reason.EXCEPTION, str(error), exception=f"workerkit.{name}")
         if errors:
             raise errors[0]
         return None
 
     async def _publish(self, message: Outgoing) -> None:
         exchange, key = message.exchange, message.routing_key
-        if message.delay:
-            if exchange:
-                raise PublishFailed("a message can only wait for a queue that it is published to by name")
+        if message.delay:  # then there is no exchange
             await self._check(key, partial(Channel.check_queue, name=key))
-            waiting = await self._waiting_queue(key, message.delay, explicit=True)
+            waiting = await self._waiting_queue(key, message.delay)
             if waiting is None:
                 raise PublishFailed(f"there is no queue to wait in for {key!r}, and the user may not declare one")
             key, _ = waiting
@@ -308,7 +271,7 @@ class Redelivery:
 
     # ---- queues to wait in
 
-    async def _waiting_queue(self, queue: str, delay: float, *, explicit: bool) -> tuple[str, float] | None:
+    async def _waiting_queue(self, queue: str, delay: float) -> tuple[str, float] | None:
         """The queue in which a message waits before it comes to ``queue``, and for how many seconds.
 
         That is one of the policy's when the delay is; else one is declared for this delay. Where that is not allowed,
@@ -319,50 +282,31 @@ class Redelivery:
         if delay in declared:
             return retry_queue_name(queue, delay), delay
         wanted = explicit_retry_queue(queue, delay)
-        if explicit or not declared:
-            allowed = source is None or source.settings.declare
-            if allowed and wanted.name not in self._told and await self._declare(wanted):
-                return wanted.name, delay
-            self._tell_change(wanted.name, queue, delay, declared)
-        if not declared:
-            return None
-        nearest = nearest_declared(declared, delay)
-        return retry_queue_name(queue, nearest), nearest
-
-    def _tell_change(self, name: str, queue: str, delay: float, declared: tuple[float, ...]) -> None:
-        if name not in self._told:
-            self._told.add(name)
-            used = min(declared, key=lambda known: abs(known - delay)) if declared else None
+        nearest = nearest_declared(declared, delay) if declared else None
+        if wanted.name not in self._refused:
+            if source is None or source.settings.declare:
+                ask = partial(Channel.declare_queue, name=wanted.name, arguments=wanted.arguments)
+                with contextlib.suppress(AccessRefused, PreconditionFailed):
+                    await self._check(wanted.name, ask)
+                    return wanted.name, delay
+            self._refused.add(wanted.name)
             why = "the user may not declare a queue for this delay"
-            self._log.warning("retry.delay_changed", queue=queue, wanted=delay, used=used, why=why)
-
-    async def _declare(self, queue: Queue) -> bool:
-        """See that a queue for one delay is there, and stays. False: we may not make it as it should be."""
-        try:
-            await self._check(queue.name, partial(Channel.declare_queue, name=queue.name, arguments=queue.arguments))
-        except (AccessRefused, PreconditionFailed):
-            return False
-        return True
+            self._log.warning("retry.delay_changed", queue=queue, wanted=delay, used=nearest, why=why)
+        return None if nearest is None else (retry_queue_name(queue, nearest), nearest)
 
     async def _check(self, name: str, ask: Callable[[Channel], Awaitable[object]]) -> None:
-        """Ask the broker for something, if that is not known to be there.
+        """Ask the broker for something, if that is not known to be there."""
 
-        One after the other, on a channel of its own: a refusal closes the channel, with the confirms of all that is in
-        flight on it, and whoever else waits for an answer would take the refusal for his.
-        """
-        async with self._checking:
+        async def ask_if_unknown(channel: Channel) -> None:
             now = time.monotonic()
-            if now - self._known.get(name, -_DECLARE_AGAIN) < _DECLARE_AGAIN:
-                return
-            await self._publisher.channel()  # it opens the connection
-            assert self._connection is not None
-            if self._side is None or not self._side.is_open:
-                self._side = await self._connection.channel()
-            await ask(self._side)
-            self._known[name] = now
+            if now >= self._known.get(name, 0.0):
+                await ask(channel)
+                self._known[name] = now + _DECLARE_AGAIN
+
+        await (await self._publisher.connection()).ask(ask_if_unknown)
 
     async def _connect(self) -> Connection:
-        self._connection = connection = await self._open_connection()
+        connection = await self._open_connection()
         connection.on_blocked = self._on_blocked
         return connection
 

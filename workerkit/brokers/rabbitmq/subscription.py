@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workerkit.brokers.backoff import Backoff
@@ -35,26 +36,39 @@ _STASH_LIMIT = 15
 """Settling frames after which a quorum queue may hold some of them in the channel's process, see ``_flush``."""
 
 
+@dataclass(slots=True, eq=False)
 class Incarnation:
-    """One channel of a source, and the receipt of all that it delivers: tags are good on it and nowhere else."""
+    """One channel of a source, and the receipt of all that it delivers: tags are good on it and nowhere else.
 
-    __slots__ = ("answered", "cancelled", "channel", "frames", "lost", "source", "unacked", "uncertain", "used")
+    Attributes:
+        taken: what its consumer takes; 0 when it has none.
+        tag: of that consumer, or of the last one.
+        cancelled: how many consumers were cancelled since something is unsettled.
+        used: it has had deliveries.
+        served: it has had some since the last check.
+        stalls: checks in a row that found messages ready and none of them here.
+        uncertain: while nothing is taken, the ids of what was acknowledged since the broker was told so.
+        answered: it has answered that it sends no more: with that, it has what was settled before.
+        frames: that settled something since it was told.
+    """
 
-    def __init__(self, source: Subscription, channel: Channel) -> None:
-        self.source = source
-        self.channel = channel
-        self.unacked = Unacked()
-        self.cancelled = 0
-        """How many consumers were cancelled since something is unsettled."""
-        self.lost = False
-        self.used = False
-        """It has had deliveries."""
-        self.uncertain: list[str] | None = None
-        """While nothing is taken: the ids of what was acknowledged since the broker was told so."""
-        self.answered = False
-        """It has answered that it sends no more: with that, it has what was settled before."""
-        self.frames = 0
-        """Settling frames since it was told."""
+    source: Subscription
+    channel: Channel
+    unacked: Unacked = field(default_factory=Unacked)
+    taken: int = 0
+    tag: str = ""
+    cancelled: int = 0
+    used: bool = False
+    served: bool = False
+    stalls: int = 0
+    uncertain: list[str] | None = None
+    answered: bool = False
+    frames: int = 0
+
+    @property
+    def lost(self) -> bool:
+        """What it delivered and is unsettled is the broker's again."""
+        return self.source.incarnation is not self
 
     def settle(self, how: Settling, deliveries: Iterable[Delivery]) -> None:
         """Settle in one write, as few frames as are true. Raises BrokerError: they are the broker's again."""
@@ -69,7 +83,7 @@ class Incarnation:
             self.frames += len(frames)
             if how is Settling.ACK:
                 self.uncertain.extend(map(id_of, deliveries))
-        self.source.settled()
+        self.source.catch_up_if_due()
 
 
 class Subscription:
@@ -80,14 +94,9 @@ class Subscription:
     3. A loss of its own touches no other source: it opens its channel again, with pauses that grow.
 
     Args:
-        queue: its name.
-        settings: of the queue.
-        exchanges: configured exchanges.
-        delays: of the retry policy, in seconds.
+        delays: of the retry policy, in seconds: they have queues to wait in.
         name: of the worker instance, for consumer tags.
         background: where it comes back after a loss.
-        log: losses and tries of this source alone.
-        on_deliveries: gets what arrives.
         on_lost: told that a channel is gone, with the receipt of all that it had delivered.
     """
 
@@ -116,28 +125,8 @@ class Subscription:
         self._on_deliveries = on_deliveries
         self._on_lost = on_lost
         self._window = 0  # that we were told to take
-        self._taken = 0  # that the present consumer takes; 0 when there is none
-        self._tags: list[str] = []  # of our consumers: one, or two while a bigger one takes the place of another
         self._changing = asyncio.Lock()
         self._restoring: asyncio.Task[None] | None = None
-        self._served = False
-        self._stalled_checks = 0
-
-    @property
-    def consumers(self) -> int:
-        """How many of ours the broker lists, at most.
-
-        Quorum queues count one that was cancelled until all that it has been sent is settled (measured on 3.10.8).
-        """
-        incarnation = self.incarnation
-        if incarnation is None or self.settings.type != "quorum" or not incarnation.unacked:
-            return len(self._tags)
-        return len(self._tags) + incarnation.cancelled
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Of our consumers, when the broker should have them; none while they change."""
-        return () if self._changing.locked() else tuple(self._tags)
 
     # ---- being there
 
@@ -179,40 +168,31 @@ class Subscription:
 
     def _adopt(self, channel: Channel) -> None:
         """Make it the channel that consumes. The one before is lost, if there is one."""
-        self.lose("another channel takes its place")
+        self._lose(self.incarnation, "another channel takes its place")
         self.incarnation = incarnation = Incarnation(self, channel)
-        self._taken, self._tags = 0, []
-        self._served = False
-        self._stalled_checks = 0
         why = "the broker cancelled the consumer; was the queue deleted?"
-        channel.on_cancel(lambda: self._lose_alone(incarnation, why))
-        channel.closed.add_done_callback(lambda closed: self._lose_alone(incarnation, str(closed.result())))
+        channel.on_cancel(lambda: self._lose(incarnation, why))
+        channel.closed.add_done_callback(lambda closed: self._lose(incarnation, str(closed.result())))
 
-    def lose(self, why: str) -> None:
-        """The channel is of no more use, whatever it looks like."""
-        if self.incarnation is not None:
-            self._lose_alone(self.incarnation, why)
+    def _lose(self, incarnation: Incarnation | None, why: str) -> None:
+        """The channel is of no more use, whatever it looks like.
 
-    def _lose_alone(self, incarnation: Incarnation, why: str) -> None:
-        """Synchronous: from this moment on settlements of what this channel delivered are dropped."""
-        if self.incarnation is not incarnation or incarnation.lost:
+        Synchronous: from this moment on settlements of what it delivered are dropped.
+        """
+        if incarnation is None or incarnation is not self.incarnation:
             return
-        incarnation.lost = True
         self.incarnation = None
-        self._taken, self._tags = 0, []
         self._on_lost([incarnation])
-        connection = incarnation.channel.connection
-        if connection.is_open and (self._restoring is None or self._restoring.done()):
+        if incarnation.channel.connection.is_open and (self._restoring is None or self._restoring.done()):
             self._log.warning("source.lost", queue=self.queue, why=why)
-            self._restoring = self._background.start(self._restore_alone(incarnation.channel, connection))
+            self._restoring = self._background.start(self._replace(incarnation.channel))
 
-    async def _restore_alone(self, channel: Channel, connection: Connection) -> None:
+    async def _replace(self, channel: Channel) -> None:
         started = time.monotonic()
         await channel.close()  # its messages go back
-        await self._restore(connection)
+        await self._restore(channel.connection)
         if self.incarnation is not None:
-            after = round((time.monotonic() - started) * 1000)
-            self._log.info("source.up", queue=self.queue, after_ms=after)
+            self._log.info("source.up", queue=self.queue, after_ms=round((time.monotonic() - started) * 1000))
 
     # ---- taking messages
 
@@ -230,97 +210,129 @@ class Subscription:
             try:
                 await self._change()
             except BrokerError as error:  # the channel is gone or does not answer: another one takes this window
-                if incarnation is not None and self._window:
-                    self._lose_alone(incarnation, str(error))
+                if self._window:
+                    self._lose(incarnation, str(error))
+
+    def catch_up_if_due(self) -> None:
+        """Something has arrived or was settled: what had to wait for that can be taken now."""
+        incarnation = self.incarnation
+        if incarnation is not None and self._is_due(incarnation) and not self._changing.locked():
+            self._background.start(self._catch_up())
+
+    def _is_due(self, incarnation: Incarnation) -> bool:
+        """Whether another window than the present one is wanted, and the time for it has come.
+
+        The broker does not count against a new consumer what an old one has been sent: so that no more than the window
+        wait here, a new one begins when fewer do.
+
+        A queue takes back what is on its way to a consumer that is cancelled just then, and RabbitMQ 3.10 hands it out
+        again behind others. So a bigger window begins when the present one is full: then nothing is on its way, and
+        acknowledgements come after the cancel.
+        """
+        taken, wanted = incarnation.taken, self._window
+        if taken == 0:
+            return len(incarnation.unacked) < wanted
+        return wanted < taken or (taken < wanted and len(incarnation.unacked) >= taken)
 
     async def _change(self) -> None:
         """From what is taken to what is wanted. Not in two tasks at once."""
         incarnation, window = self.incarnation, self._window
-        if incarnation is None or window == self._taken or self._can_grow_in_order_later(incarnation):
+        if incarnation is None or not self._is_due(incarnation):
             return
-        self._taken = 0
-        await self._cancel(incarnation, list(self._tags))
-        # The broker does not count against a new consumer what an old one has been sent. So that no more than `window`
-        # wait here, the new one begins when that is fewer; `settled` comes back to it.
+        await self._cancel(incarnation)
         if len(incarnation.unacked) < window:
+            incarnation.uncertain = None
             await self._consume(incarnation, window)
         elif window == 0:
             incarnation.answered = True
 
-    def _can_grow_in_order_later(self, incarnation: Incarnation) -> bool:
-        """Whether a bigger window has to wait until the present one is full, which `_arrived` sees.
-
-        A queue takes back what is on its way to a consumer that is cancelled just then, and RabbitMQ 3.10 hands it out
-        again behind others. When the window is full nothing is on its way, and acknowledgements come after the cancel.
-        """
-        return 0 < self._taken < self._window and len(incarnation.unacked) < self._taken
-
     async def _consume(self, incarnation: Incarnation, window: int) -> None:
-        tag = next(self._new_tags)
         await incarnation.channel.qos(window)
-        self._taken = window
-        self._tags.append(tag)  # before it is there: one that is only asked for must be cancelled as well
-        incarnation.uncertain = None
+        # Before it is there: one that is only asked for must be cancelled as well.
+        incarnation.taken, incarnation.tag = window, next(self._new_tags)
         await incarnation.channel.consume(
-            self.queue, tag, lambda batch: self._arrived(incarnation, batch), receipt=incarnation
+            self.queue, incarnation.tag, lambda batch: self._arrived(incarnation, batch), receipt=incarnation
         )
 
-    async def _cancel(self, incarnation: Incarnation, tags: list[str]) -> None:
-        for tag in tags:
+    async def _cancel(self, incarnation: Incarnation) -> None:
+        if incarnation.taken:
             incarnation.cancelled = incarnation.cancelled + 1 if incarnation.unacked else 0
-            self._tags.remove(tag)  # before the answer: cancelling twice would wait for one that never comes
-            await incarnation.channel.cancel(tag)
+            incarnation.taken = 0  # before the answer: cancelling twice would wait for one that never comes
+            await incarnation.channel.cancel(incarnation.tag)
 
     def _arrived(self, incarnation: Incarnation, deliveries: list[Delivery]) -> None:
+        incarnation.unacked.add(deliveries[0].tag, deliveries[-1].tag)
         if incarnation.lost:
             return
-        self._served = incarnation.used = True
-        incarnation.unacked.add(deliveries[0].tag, deliveries[-1].tag)
-        if 0 < self._taken < self._window and not (
-            self._changing.locked() or self._can_grow_in_order_later(incarnation)
-        ):
-            self._background.start(self._catch_up())
+        incarnation.served = incarnation.used = True
+        self.catch_up_if_due()
         self._on_deliveries(incarnation, deliveries)
 
-    def settled(self) -> None:
-        """Something was settled: a consumer that waited for that can begin."""
-        if self._taken or not self._window or self._changing.locked():
-            return
-        incarnation = self.incarnation
-        if incarnation is not None and len(incarnation.unacked) < self._window:
-            self._background.start(self._catch_up())
+    # ---- who else is served, and whether we are
 
-    # ---- seeing that it is served
-
-    async def check(self, connection: Connection, state: QueueState) -> None:
-        """Compare what the broker says of the queue with what arrives here."""
+    async def wanted_elsewhere(self) -> bool:
+        """See the port. The other consumers of an ordered queue only wait for this one to go."""
         incarnation = self.incarnation
-        if incarnation is None or not self._tags:
+        if incarnation is None or self.traits.ordered:
+            return False
+        try:
+            state = await self._state(incarnation)
+        except BrokerError:
+            return False
+        ours = 1 if incarnation.taken else 0
+        if self.settings.type == "quorum" and incarnation.unacked:
+            # It counts one that was cancelled until all that it has been sent is settled (measured on 3.10.8).
+            ours += incarnation.cancelled
+        return state.consumers > ours
+
+    async def check(self) -> None:
+        """See that the broker still serves us: a connection that looks healthy may have lost a subscription."""
+        incarnation, tag = self.incarnation, self._steady_tag
+        if incarnation is None or not tag:
             return
-        idle = not self._served and not incarnation.unacked
-        self._served = False
-        self._stalled_checks = self._stalled_checks + 1 if idle and state.messages_ready else 0
+        try:
+            state = await self._state(incarnation)
+        except ConnectionLost as error:
+            incarnation.channel.connection.abort(str(error))
+        except BrokerError as error:
+            self._lose(incarnation, str(error))
+        else:
+            if self._steady_tag == tag:  # else it may be the state in the middle of a change
+                await self._compare(incarnation, state)
+
+    @property
+    def _steady_tag(self) -> str:
+        """Of our consumer, when the broker should have it; empty while that changes."""
+        incarnation = self.incarnation
+        return "" if incarnation is None or not incarnation.taken or self._changing.locked() else incarnation.tag
+
+    async def _state(self, incarnation: Incarnation) -> QueueState:
+        return await incarnation.channel.connection.ask(lambda channel: channel.check_queue(self.queue))
+
+    async def _compare(self, incarnation: Incarnation, state: QueueState) -> None:
+        idle = not incarnation.served and not incarnation.unacked
+        incarnation.served = False
+        incarnation.stalls = incarnation.stalls + 1 if idle and state.messages_ready else 0
         if state.consumers == 0:
-            self.lose("the broker does not list our consumer")
-        elif self._stalled_checks >= _IDLE_STALL and not self.traits.ordered:
-            self.lose(f"{state.messages_ready} messages are ready and none is delivered")
-        elif idle and incarnation.used and connection.version.moves_consumers_silently:
+            self._lose(incarnation, "the broker does not list our consumer")
+        elif incarnation.stalls >= _IDLE_STALL and not self.traits.ordered:
+            self._lose(incarnation, f"{state.messages_ready} messages are ready and none is delivered")
+        elif idle and incarnation.used and incarnation.channel.connection.version.moves_consumers_silently:
             try:
-                await self._refresh(connection)
+                await self._refresh(incarnation)
             except BrokerError as error:
-                self.lose(str(error))
+                self._lose(self.incarnation, str(error))
 
-    async def _refresh(self, connection: Connection) -> None:
+    async def _refresh(self, old: Incarnation) -> None:
         """Move to a new channel while nothing is in flight; the old one gives back what never reached us.
 
         Once after each time that there was work: only a channel that has had deliveries takes new ones for duplicates.
         """
-        unused = fresh = await connection.channel()
+        unused = fresh = await old.channel.connection.channel()
         try:
             async with self._changing:
-                old = self.incarnation
-                if old is not None and not old.unacked and self._taken:
-                    old.lost, unused = True, old.channel
+                if old is self.incarnation and not old.unacked and old.taken:
+                    unused = old.channel
                     self.incarnation = None
                     self._adopt(fresh)
                     await self._change()
@@ -334,7 +346,6 @@ class Subscription:
         incarnation, self.incarnation = self.incarnation, None
         if incarnation is None:
             return
-        incarnation.lost = True
         confirmed = False
         with contextlib.suppress(BrokerError, TimeoutError):
             async with asyncio.timeout_at(deadline):  # its clock is the monotonic one
@@ -358,20 +369,14 @@ class Subscription:
         their way, keeps the others for later, and drops what it still keeps when it ends (``unsent_commands`` in
         rabbit_fifo_client of RabbitMQ 3.10). A consumer goes the same way, behind them, and the queue answers for it.
         """
-        channel, unacked = incarnation.channel, incarnation.unacked
-        if self._tags:
-            await self._cancel(incarnation, list(self._tags))
+        if incarnation.taken:
+            await self._cancel(incarnation)
             incarnation.answered, incarnation.frames = True, 0
-        channel.nack(unacked.settle_all())
-        if self.settings.type != "quorum" or (incarnation.answered and incarnation.frames < _STASH_LIMIT):
-            return
-        tag = next(self._new_tags)
-        await channel.qos(1)
-        await channel.consume(
-            self.queue, tag, lambda batch: unacked.add(batch[0].tag, batch[-1].tag), receipt=incarnation
-        )
-        await channel.cancel(tag)
-        channel.nack(unacked.settle_all())
+        incarnation.channel.nack(incarnation.unacked.settle_all())
+        if self.settings.type == "quorum" and not (incarnation.answered and incarnation.frames < _STASH_LIMIT):
+            await self._consume(incarnation, 1)
+            await self._cancel(incarnation)
+            incarnation.channel.nack(incarnation.unacked.settle_all())
 
 
 def id_of(delivery: Delivery) -> str:
