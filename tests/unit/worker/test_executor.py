@@ -115,7 +115,7 @@ def test_the_aftermath_of_a_death_runs_shutdown_and_settles(peer: Peer) -> None:
     peer.until(lambda: after in peer.acknowledged())
     assert peer.outcome(open_one.seq).cause == cause
     assert settled.seq not in peer.settled
-    assert [line["message_id"] for line in peer.log if line["event"] == "callback.died"] == ["m1", "m2"]
+    peer.until(lambda: [line["message_id"] for line in peer.log if line["event"] == "callback.died"] == ["m1", "m2"])
 
 
 def test_stop_ends_it_after_what_was_sent_before(peer: Peer) -> None:
