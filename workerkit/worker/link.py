@@ -9,7 +9,6 @@ of.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
@@ -24,8 +23,7 @@ from workerkit.settlement import Cause, Outcome, Verb
 
 _FRAME = struct.Struct("<IB")
 _DELIVERY = struct.Struct("<QHHIBHHI")  # seq, slot, index of the queue, attempt, redelivered, three sizes
-_SETTLED = struct.Struct("<QQBI")  # seq, duration, verb, size of the detail
-_PUBLISH = struct.Struct("<dHHII")  # delay (NaN for none) and the sizes of exchange, routing key, properties, body
+_SETTLED = struct.Struct("<QQB")  # seq, duration, verb
 _SEQ = struct.Struct("<Q")
 # With the head of their frame before them: one call instead of two for what is packed per message.
 _DELIVER_FRAME = struct.Struct(_FRAME.format + _DELIVERY.format[1:])
@@ -53,12 +51,16 @@ class Kind(IntEnum):
 
 
 class _Detail(msgspec.Struct, omit_defaults=True):
+    """What there is to an outcome besides its verb."""
+
     delay: float | None = None
     cause: Cause | None = None
+    publish: tuple[Outgoing, ...] = ()
 
 
-_encoder = msgspec.json.Encoder()
-_detail_decoder = msgspec.json.Decoder(_Detail)
+# msgpack, as bodies are bytes. The hook is for routing keys of the user's: msgspec takes no subclass of str.
+_encoder = msgspec.msgpack.Encoder(enc_hook=str.__str__)
+_detail_decoder = msgspec.msgpack.Decoder(_Detail)
 
 
 def frame(kind: Kind, payload: bytes = b"") -> bytes:
@@ -174,9 +176,6 @@ class Aftermath(msgspec.Struct, frozen=True):
     """How the message was settled before the death; ``shutdown`` runs, but cannot settle it again."""
 
 
-_aftermath_decoder = msgspec.json.Decoder(Aftermath)
-
-
 def aftermath_frame(delivery: Delivery, aftermath: Aftermath, queues: Mapping[str, int]) -> bytes:
     """An AFTERMATH frame: the cause, then the delivery as in DELIVER."""
     detail = _encoder.encode(aftermath)
@@ -188,7 +187,7 @@ def unpack_aftermath(payload: bytes, queues: Sequence[str]) -> tuple[int, int, I
     """The sequence number, the slot, the message and the story of an AFTERMATH payload."""
     size = struct.unpack_from("<I", payload)[0]
     seq, slot, message = unpack_delivery(payload, 4 + size, len(payload), queues)
-    return seq, slot, message, _aftermath_decoder.decode(payload[4 : 4 + size])
+    return seq, slot, message, msgspec.msgpack.decode(payload[4 : 4 + size], type=Aftermath)
 
 
 def cancel_frame(seq: int) -> bytes:
@@ -202,42 +201,21 @@ def unpack_seq(data: bytes, start: int) -> int:
 
 
 def settled_frame(seq: int, duration_ns: int, outcome: Outcome) -> bytes:
-    """A SETTLED frame: 21 bytes of payload, then JSON with delay and cause, then what is published with it."""
+    """A SETTLED frame: 17 bytes of payload, then what there is to the outcome besides its verb."""
     if outcome.cause is None and outcome.delay is None and not outcome.publish:
-        return _SETTLED_FRAME.pack(_SETTLED.size, Kind.SETTLED, seq, duration_ns, outcome.verb, 0)
-    detail = _encoder.encode(_Detail(outcome.delay, outcome.cause))
-    pieces = [detail]
-    for message in outcome.publish:
-        exchange, routing_key = message.exchange.encode(), message.routing_key.encode()
-        delay = math.nan if message.delay is None else message.delay
-        sizes = (len(exchange), len(routing_key), len(message.raw_properties), len(message.body))
-        pieces += (_PUBLISH.pack(delay, *sizes), exchange, routing_key, message.raw_properties, message.body)
-    rest = b"".join(pieces)
-    size = _SETTLED.size + len(rest)
-    return _SETTLED_FRAME.pack(size, Kind.SETTLED, seq, duration_ns, outcome.verb, len(detail)) + rest
+        return _SETTLED_FRAME.pack(_SETTLED.size, Kind.SETTLED, seq, duration_ns, outcome.verb)
+    detail = _encoder.encode(_Detail(outcome.delay, outcome.cause, outcome.publish))
+    return _SETTLED_FRAME.pack(_SETTLED.size + len(detail), Kind.SETTLED, seq, duration_ns, outcome.verb) + detail
 
 
 def unpack_settled(data: bytes, start: int, end: int) -> tuple[int, int, Outcome]:
     """The sequence number, the duration in nanoseconds and the outcome of a SETTLED payload."""
-    seq, duration_ns, verb, detail_size = _SETTLED.unpack_from(data, start)
-    offset = start + _SETTLED.size
-    if offset == end:
+    seq, duration_ns, verb = _SETTLED.unpack_from(data, start)
+    start += _SETTLED.size
+    if start == end:
         return seq, duration_ns, Outcome(Verb(verb))
-    detail = _detail_decoder.decode(data[offset : offset + detail_size])
-    offset += detail_size
-    publish = []
-    while offset < end:
-        delay, *sizes = _PUBLISH.unpack_from(data, offset)
-        offset += _PUBLISH.size
-        parts = []
-        for size in sizes:
-            parts.append(data[offset : offset + size])
-            offset += size
-        exchange, routing_key, properties, body = parts
-        publish.append(
-            Outgoing(exchange.decode(), routing_key.decode(), properties, body, None if math.isnan(delay) else delay)
-        )
-    return seq, duration_ns, Outcome(Verb(verb), detail.delay, detail.cause, tuple(publish))
+    detail = _detail_decoder.decode(memoryview(data)[start:end])
+    return seq, duration_ns, Outcome(Verb(verb), detail.delay, detail.cause, detail.publish)
 
 
 class Dying(msgspec.Struct, frozen=True):
@@ -248,9 +226,6 @@ class Dying(msgspec.Struct, frozen=True):
     """The delivery whose callback ends it; None when that is none's doing."""
 
 
-_dying_decoder = msgspec.json.Decoder(Dying)
-
-
 def dying_frame(dying: Dying) -> bytes:
     """A DYING frame."""
     return frame(Kind.DYING, _encoder.encode(dying))
@@ -258,9 +233,9 @@ def dying_frame(dying: Dying) -> bytes:
 
 def unpack_dying(payload: bytes) -> Dying:
     """The account in a DYING payload."""
-    return _dying_decoder.decode(payload)
+    return msgspec.msgpack.decode(payload, type=Dying)
 
 
 def json_frame(kind: Kind, value: Any) -> bytes:
     """A HELLO, READY or FAILED frame."""
-    return frame(kind, _encoder.encode(value))
+    return frame(kind, msgspec.json.encode(value))
