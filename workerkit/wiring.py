@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from workerkit.settings import LoadedSettings, Settings, redact_text
 from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker import logs
 from workerkit.worker.child import Child, ChildEvents, InlineChild, ProcessChild
-from workerkit.worker.consumer import Consumer, Options
+from workerkit.worker.consumer import Consumer
 from workerkit.worker.executor import ExecutorProcess
 from workerkit.worker.loading import Spec
 from workerkit.worker.orphans import Orphans
@@ -28,14 +28,13 @@ from workerkit.worker.sink import ensure_standard_descriptors
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-MakeConsumer = Callable[[Callable[[ChildEvents], Child]], Consumer]
-"""Makes a consumer, given what starts its executors."""
+Consume = Callable[[Callable[[ChildEvents], Child], Mapping[signal.Signals, Callable[[], None]]], Awaitable[int]]
+"""One consumer from start to exit code, given what starts its executors and what handles further signals."""
 STOP_MARGIN = 3.0
 """Seconds by which a worker's own deadline is shorter than Supervisor's ``stopwaitsecs``, to hand back and close."""
 
 _ORPHANS_PATIENCE = 1.0
 """Seconds for what callbacks left behind to be gone; it takes milliseconds where the kernel can end it at all."""
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def worker_spec(
@@ -105,44 +104,67 @@ def run_worker(
     settings = loaded.settings
     about = {"worker": name, "instance": spec.instance, "pid": os.getpid()}
     log = logs.ConsumerLog(settings.logging.level, settings.logging.format, about)
-    options = Options(grace=max(1.0, settings.supervisor.stopwaitsecs - STOP_MARGIN), limit=limit)
     environment = settings.workers[name].environment
 
-    def make_consumer(start_child: Callable[[ChildEvents], Child]) -> Consumer:
+    async def consume(
+        start_child: Callable[[ChildEvents], Child], more_handlers: Mapping[signal.Signals, Callable[[], None]]
+    ) -> int:
         instance_name = f"{name}_{spec.instance}@{socket.gethostname()}.{os.getpid()}"
-        return Consumer(
+        consumer = Consumer(
             spec,
-            options,
+            grace=max(1.0, settings.supervisor.stopwaitsecs - STOP_MARGIN),
+            limit=limit,
             broker=make_broker(settings, instance_name, log.logger),
             start_child=start_child,
             log=log.logger,
             write_line=log.write_line,
             write_events=log.write_events,
         )
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(partial(_on_loop_error, consumer, log.logger))
+        signals.tell(loop, {**_handlers(consumer), **more_handlers})
+        return await _guarded(consumer, log.logger)
 
     for warning in loaded.warnings:
         log.logger.warning("config.warning", text=warning)
     try:
         if inline:
             os.environ.update(environment)
-            return _run_inline(make_consumer, signals, log.logger)
-        return asyncio.run(_run(make_consumer, environment, signals, log.logger))
+            return _run_inline(consume)
+        return asyncio.run(_run_with_processes(consume, environment, log.logger))
     finally:
         log.close()
 
 
-async def _run(
-    make_consumer: MakeConsumer, environment: Mapping[str, str], signals: Signals, log: FilteringBoundLogger
-) -> int:
+async def _run_with_processes(consume: Consume, environment: Mapping[str, str], log: FilteringBoundLogger) -> int:
     orphans = Orphans(log)
-    consumer = make_consumer(lambda events: ProcessChild(events, environment, orphans))
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(partial(_on_loop_error, consumer, log))
-    signals.tell(loop, {**_handlers(consumer), signal.SIGCHLD: orphans.on_child})
     try:
-        return await _guarded(consumer, log)
+        return await consume(
+            lambda events: ProcessChild(events, environment, orphans), {signal.SIGCHLD: orphans.on_child}
+        )
     finally:
         await orphans.finish(_ORPHANS_PATIENCE)
+
+
+def _run_inline(consume: Consume) -> int:
+    """The same two halves in one process: the consumer on a thread, the executor here, the same link between them."""
+    ours, theirs = socket.socketpair()
+    page, page_fd = Page.create()
+    executors_page = Page(page_fd)
+    os.close(page_fd)
+    result: list[int] = []
+
+    async def consume_here() -> None:
+        result.append(await consume(lambda events: InlineChild(ours, page, events), {}))
+
+    thread = threading.Thread(target=lambda: asyncio.run(consume_here()), name="consumer", daemon=True)
+    thread.start()
+    try:
+        with theirs:
+            ExecutorProcess(theirs, executors_page).run()
+    finally:
+        thread.join()
+    return result[0] if result else ExitCode.INTERNAL
 
 
 def _on_loop_error(
@@ -170,7 +192,10 @@ async def _guarded(consumer: Consumer, log: FilteringBoundLogger) -> int:
 
 
 def _handlers(consumer: Consumer) -> dict[signal.Signals, Callable[[], None]]:
-    stops = {number: _stopper(consumer, number.name) for number in _STOP_SIGNALS}
+    stops = {
+        number: partial(consumer.stop_by_signal, number.name)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+    }
     return {
         **stops,
         signal.SIGUSR1: consumer.log_stacks,
@@ -178,32 +203,3 @@ def _handlers(consumer: Consumer) -> dict[signal.Signals, Callable[[], None]]:
         signal.SIGCONT: consumer.resume,
         signal.SIGHUP: consumer.reload,
     }
-
-
-def _stopper(consumer: Consumer, name: str) -> Callable[[], None]:
-    return lambda: consumer.stop_by_signal(name)
-
-
-def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBoundLogger) -> int:
-    """The same two halves in one process: the consumer on a thread, the executor here, the same link between them."""
-    ours, theirs = socket.socketpair()
-    page, page_fd = Page.create()
-    executors_page = Page(page_fd)
-    os.close(page_fd)
-    result: list[int] = []
-
-    async def consume() -> None:
-        consumer = make_consumer(lambda events: InlineChild(ours, page, events))
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(partial(_on_loop_error, consumer, log))
-        signals.tell(loop, _handlers(consumer))
-        result.append(await _guarded(consumer, log))
-
-    thread = threading.Thread(target=lambda: asyncio.run(consume()), name="consumer", daemon=True)
-    thread.start()
-    try:
-        with theirs:
-            ExecutorProcess(theirs, executors_page).run()
-    finally:
-        thread.join()
-    return result[0] if result else ExitCode.INTERNAL

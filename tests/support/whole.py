@@ -17,7 +17,7 @@ from workerkit.errors import ExitCode
 from workerkit.outgoing import Outgoing
 from workerkit.properties import Properties, encode
 from workerkit.worker.child import ProcessChild
-from workerkit.worker.consumer import Consumer, Options
+from workerkit.worker.consumer import Consumer
 from workerkit.worker.loading import Spec
 
 PATIENCE = 30.0
@@ -52,7 +52,7 @@ class WholeWorker:
         """What it logged, in order, as one would read it on its standard output."""
         self._broker = broker or MemoryBroker(store)
         self._spec = Spec("whole", "00", task, str(root), "debug", config=settings)
-        self._options = Options(grace=grace, limit=limit)
+        self._options: dict[str, Any] = {"grace": grace, "limit": limit}
         self._changed = asyncio.Event()
         self.consumer: Consumer
         self._run: asyncio.Task[None]
@@ -66,7 +66,7 @@ class WholeWorker:
         )
         self.consumer = Consumer(
             self._spec,
-            self._options,
+            **self._options,
             broker=self._broker,
             start_child=lambda events: ProcessChild(events, {}),
             log=logger,

@@ -10,7 +10,7 @@ from pool_fakes import KILLED, STOPPED, FakeChild, make_delivery, make_log, make
 from workerkit.ports import Broker, BrokerEvents, Capabilities, Plan, Settled
 from workerkit.settlement import ACK, HAND_BACK, Acknowledge, Cause, Outcome, Settlement
 from workerkit.worker.child import ChildEvents, Exit
-from workerkit.worker.consumer import Consumer, Options
+from workerkit.worker.consumer import Consumer
 from workerkit.worker.link import Kind
 
 
@@ -223,7 +223,8 @@ class Scene:
         log, self.logs = make_log()
         self.consumer = Consumer(
             make_spec(**(spec or {})),
-            Options(grace=grace, limit=limit),
+            grace=grace,
+            limit=limit,
             broker=broker or self.peer,
             start_child=self._start,
             log=log,
