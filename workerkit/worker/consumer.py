@@ -80,8 +80,7 @@ class Consumer:
         self._started = time.monotonic()
         self._changed = asyncio.Event()
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
-        self._stop = asyncio.Event()
-        self._stop_reason = ""
+        self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why
         self._stop_signals = 0
         self._deadline = math.inf
         self._ask_elsewhere_at = 0.0
@@ -108,28 +107,26 @@ class Consumer:
         try:
             self._pool.open()
             await self._start_or_stop()
-            await self._stop.wait()
-            self._log.info("worker.stopping", reason=self._stop_reason)
-            await self._drain()
+            reason = await self._stop
+            self._log.info("worker.stopping", reason=reason)
+            await self._drain(reason)
         finally:
             # Close to the deadline there are not many seconds left for the executors to end by themselves.
             await self._pool.end(max(0.5, min(EXIT_TIMEOUT, self._left)))
             self._intake.close()
             hurried = self._deadline < math.inf
             await self._broker.close(self._left + _CLOSE_TIMEOUT if hurried else _UNHURRIED)
-        self._log.info("worker.exit", reason=self._stop_reason, code=int(self.exit_code))
+        self._log.info("worker.exit", reason=reason, code=int(self.exit_code))
 
     async def _start_or_stop(self) -> None:
-        start = asyncio.create_task(self._start())
-        stop = asyncio.create_task(self._stop.wait())
+        start: asyncio.Future[Any] = asyncio.create_task(self._start())
         try:
-            await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([start, self._stop], return_when=asyncio.FIRST_COMPLETED)
             if start.done():
                 start.result()
         finally:
             start.cancel()
-            stop.cancel()
-            await asyncio.wait({start, stop})
+            await asyncio.wait([start])
 
     async def _start(self) -> None:
         resolved = await asyncio.shield(self._resolved)
@@ -158,9 +155,8 @@ class Consumer:
 
     def stop(self, reason: str) -> None:
         """Begin to stop and let the running callbacks finish."""
-        if not self._stop.is_set():
-            self._stop_reason = reason
-            self._stop.set()
+        if not self._stop.done():
+            self._stop.set_result(reason)
             self._intake.refuse("stopping")
         self._changed.set()
 
@@ -170,9 +166,9 @@ class Consumer:
         self._deadline = time.monotonic() + (self._grace if self._stop_signals == 1 else 0.0)
         self.stop(name)
 
-    async def _drain(self) -> None:
+    async def _drain(self, reason: str) -> None:
         # At once nothing more starts; it goes back when the broker sends nothing in its place.
-        unstarted = await self._pool.recall() if self._stop_reason != "limit" else []
+        unstarted = await self._pool.recall() if reason != "limit" else []
         await self._intake.settle_down(min(_TELL_TIMEOUT, self._left))
         self.on_unstarted(unstarted)
         if await self._until_idle():
@@ -204,20 +200,20 @@ class Consumer:
 
     def pause(self) -> None:
         """Finish the running messages, start no other, hand back what was not started."""
-        if "paused" not in self._intake.reasons and not self._stop.is_set():
+        if "paused" not in self._intake.reasons and not self._stop.done():
             self._log.info("worker.paused")
             self._intake.refuse("paused")
             self._in_background(self._give_back_unstarted())
 
     def resume(self) -> None:
         """Take messages again after ``pause``."""
-        if "paused" in self._intake.reasons and not self._stop.is_set():
+        if "paused" in self._intake.reasons and not self._stop.done():
             self._log.info("worker.resumed")
             self._intake.allow("paused")
 
     def reload(self) -> None:
         """Replace the executors, one at a time, by such that load the task anew."""
-        if not self._stop.is_set():
+        if not self._stop.done():
             self._log.info("worker.reloading")
             self._pool.reload()
 
@@ -269,16 +265,14 @@ class Consumer:
             self.stop("limit")
 
     def on_lost(self, receipts: Collection[Any]) -> None:
-        """These are the broker's again."""
         self._uncount(self._pool.forget(receipts))
 
     # ---- from the executors
 
     def on_ready(self, resolved: Resolved) -> None:
-        """An executor is ready for messages."""
         if not self._resolved.done():
             self._resolved.set_result(resolved)
-        elif not resolved.same_as(self._resolved.result()) and not self._stop.is_set():
+        elif not resolved.same_as(self._resolved.result()) and not self._stop.done():
             self._log.warning("worker.changed", note="the task's settings are other ones now; restarting")
             self.exit_code = ExitCode.TEMPORARY
             self.stop("the task's settings changed")
@@ -286,7 +280,7 @@ class Consumer:
 
     def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
         """An executor could not load the task: the end of a start, a nuisance in a worker that ran (a deploy, say)."""
-        if fatal and not self._resolved.done() and not self._stop.is_set():
+        if fatal and not self._resolved.done() and not self._stop.done():
             self._resolved.set_exception(TaskLoadError(text))
         else:
             self._log.error("executor.not_ready", cause=text, **({"stack": trace} if trace else {}))
@@ -305,7 +299,6 @@ class Consumer:
         self.stop("the inline executor ended")
 
     def on_unstarted(self, deliveries: list[Delivery]) -> None:
-        """Hand messages back that nobody has started."""
         self._uncount(len(deliveries))
         self._settler.hand_back(deliveries)
 
