@@ -40,13 +40,7 @@ _ORPHANS_PATIENCE = 1.0
 def worker_spec(
     loaded: LoadedSettings, name: str, *, overrides: Mapping[str, object] | None = None, inline: bool = False
 ) -> Spec:
-    """What the executor of worker ``name`` is told.
-
-    Args:
-        loaded: the configuration.
-        name: the worker.
-        overrides: settings from the command line, as ``parse_overrides`` returns them.
-        inline: whether it shares the consumer's process.
+    """What the executor of worker ``name`` is told. ``overrides`` is as ``parse_overrides`` returns them.
 
     Raises:
         ConfigurationError: there is no such worker.
@@ -68,14 +62,11 @@ def worker_spec(
 
 
 def make_broker(settings: Settings, name: str, log: FilteringBoundLogger) -> Broker:
-    """The adapter that the URL's scheme means. Only that one is imported: a command that runs no worker needs none.
+    """The adapter that the URL's scheme means, which is the only one imported.
 
-    Args:
-        settings: ``broker.url``; of several, all have the same scheme.
-        name: of this worker instance, under which a broker lists it.
-        log: for troubles with connections.
+    ``name`` is that of this worker instance, under which a broker lists it.
     """
-    url = settings.broker.url if isinstance(settings.broker.url, str) else settings.broker.url[0]
+    url = settings.broker.url if isinstance(settings.broker.url, str) else settings.broker.url[0]  # of one scheme, all
     if url.startswith("memory:"):
         from workerkit.brokers.memory.broker import MemoryBroker, store_at
 

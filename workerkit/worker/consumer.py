@@ -53,11 +53,9 @@ class Consumer:
         spec: what its executors are told.
         grace: seconds from the signal to stop until the running callbacks are ended.
         limit: messages to work on before a planned end; None for no limit.
-        broker: where the queues are.
         start_child: starts an executor.
-        log: for its own lines.
         write_line: takes the finished lines of executors.
-        write_events: takes the lines about acknowledged messages, many at once.
+        write_events: as of ``Settler``.
     """
 
     def __init__(
@@ -91,6 +89,8 @@ class Consumer:
         self.on_dropped = self._settler.on_dropped
         self.on_unpublished = self._settler.on_unpublished
         self._intake = Intake(broker, limit, self.on_failed, log)
+        self.on_finished = self._intake.note
+        self.on_change = self._changed.set
         self._pool = Pool(spec, start_child, self._settler, self, log)
         self.exit_code = ExitCode.OK
 
@@ -290,7 +290,6 @@ class Consumer:
         self._intake.refuse("stalled")
 
     def on_congested(self, congested: bool) -> None:
-        """Read no further ahead of an executor than its link holds."""
         self._broker.hold(congested)
 
     def on_executor_lost(self) -> None:
@@ -301,10 +300,6 @@ class Consumer:
     def on_unstarted(self, deliveries: list[Delivery]) -> None:
         self._uncount(len(deliveries))
         self._settler.hand_back(deliveries)
-
-    def on_finished(self, finished: list[Delivery]) -> None:
-        """Callbacks have ended: their durations say how much to take ahead."""
-        self._intake.note(finished)
 
     def on_waiting(self, seconds: float) -> None:
         """What waits for long callbacks should run elsewhere, if there is somebody."""
@@ -326,10 +321,6 @@ class Consumer:
             # Not a suspect: that it must run alone is known only here.
             self.on_unstarted([one for one in unstarted if one.queue in wanted and not one.alone])
             self._pool.on_put_back([one for one in unstarted if one.queue not in wanted or one.alone])
-
-    def on_change(self) -> None:
-        """Something happened that a drain may be waiting for."""
-        self._changed.set()
 
     def _uncount(self, unstarted: int) -> None:
         if self._limit_left is not None:

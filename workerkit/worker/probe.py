@@ -33,17 +33,8 @@ class NotLoaded:
     """Why, complete: it names the worker."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One worker to ask about.
-
-    Attributes:
-        spec: what its executor is told.
-        environment: further environment variables of its executor.
-    """
-
-    spec: Spec
-    environment: Mapping[str, str]
+Question = tuple[Spec, Mapping[str, str]]
+"""One worker to ask about: what its executor is told, and further environment variables of that."""
 
 
 def resolve(questions: Sequence[Question], deadline: float = DEADLINE) -> list[Resolved | NotLoaded]:
@@ -51,7 +42,7 @@ def resolve(questions: Sequence[Question], deadline: float = DEADLINE) -> list[R
 
     Args:
         questions: the workers.
-        deadline: seconds for each of them.
+        deadline: seconds for each.
 
     Raises:
         OSError: no process could be started.
@@ -73,12 +64,13 @@ class _Probe:
     """One executor, for as long as it takes to answer."""
 
     def __init__(self, question: Question) -> None:
-        self._worker = question.spec.worker
+        spec, environment = question
+        self._worker = spec.worker
         self._answer: asyncio.Future[Resolved | NotLoaded] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
         self._last_line = ""  # may be all there is to say why it died
-        self._child = ProcessChild(self, question.environment)
-        self._child.send(json_frame(Kind.HELLO, question.spec))
+        self._child = ProcessChild(self, environment)
+        self._child.send(json_frame(Kind.HELLO, spec))
 
     async def answer_within(self, deadline: float) -> Resolved | NotLoaded:
         """The answer; whatever happens, the process is gone when this returns."""

@@ -17,6 +17,7 @@ from workerkit.settlement import (
     Outcome,
     Release,
     RetryLater,
+    Settlement,
     Verb,
 )
 
@@ -74,11 +75,16 @@ class Settler:
     def on_settled(self, settled: Sequence[Settled]) -> None:
         """The broker has these."""
         self._unanswered -= len(settled)
-        others = [pair for pair in settled if type(pair[1]) is not Acknowledge]
-        if self._log_each and len(others) < len(settled):
-            self._write_acked([delivery for delivery, settlement in settled if type(settlement) is Acknowledge])
-        for delivery, settlement in others:
-            self._write(delivery, settlement)
+        acked = [delivery for delivery, settlement in settled if type(settlement) is Acknowledge]
+        if acked and self._log_each:
+            events = [
+                {"outcome": "acked", **describe(delivery), "duration_ms": round(delivery.duration_ns / 1e6, 3)}
+                for delivery in acked
+            ]
+            self._write_events("info", "message.settled", events)
+        if len(acked) < len(settled):
+            for delivery, settlement in settled:
+                self._write(delivery, settlement)
         self._changed()
 
     def on_dropped(self, deliveries: Sequence[Delivery], why: str) -> None:
@@ -93,14 +99,7 @@ class Settler:
         self._unanswered -= 1
         self.settle(delivery, Outcome(Verb.NACK, cause=cause))
 
-    def _write_acked(self, acked: Sequence[Delivery]) -> None:
-        events = [
-            {"outcome": "acked", **describe(delivery), "duration_ms": round(delivery.duration_ns / 1e6, 3)}
-            for delivery in acked
-        ]
-        self._write_events("info", "message.settled", events)
-
-    def _write(self, delivery: Delivery, settlement: Any) -> None:
+    def _write(self, delivery: Delivery, settlement: Settlement) -> None:
         match settlement:
             case Release(releases=releases, delay=delay) if releases:
                 about: dict[str, Any] = {"delay": delay} if delay else {}
