@@ -270,6 +270,7 @@ class Consumer:
     # ---- from the executors
 
     def on_ready(self, resolved: Resolved) -> None:
+        """An executor is ready for messages."""
         if not self._resolved.done():
             self._resolved.set_result(resolved)
         elif not resolved.same_as(self._resolved.result()) and not self._stop.done():
@@ -290,6 +291,7 @@ class Consumer:
         self._intake.refuse("stalled")
 
     def on_congested(self, congested: bool) -> None:
+        """Read no further ahead of an executor than its link holds."""
         self._broker.hold(congested)
 
     def on_executor_lost(self) -> None:
@@ -298,6 +300,7 @@ class Consumer:
         self.stop("the inline executor ended")
 
     def on_unstarted(self, deliveries: list[Delivery]) -> None:
+        """Hand messages back that nobody has started."""
         self._uncount(len(deliveries))
         self._settler.hand_back(deliveries)
 

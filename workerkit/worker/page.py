@@ -68,7 +68,7 @@ class Page:
     # ---- written by the executor
 
     def begin(self, slot: int, seq: int, phase: int, now_ns: int) -> None:
-        """It starts on ``seq``, or on the next phase of it. The state is written last: it is what makes the rest true."""
+        """It starts on ``seq``, or on its next phase. The state is written last: it is what makes the rest true."""
         words, base = self._words, _FIRST + slot * _STRIDE
         words[base + _SINCE] = now_ns
         words[base] = seq << 2 | phase
