@@ -183,12 +183,10 @@ async def _guarded(consumer: Consumer, log: FilteringBoundLogger) -> int:
 
 
 def _handlers(consumer: Consumer) -> dict[signal.Signals, Callable[[], None]]:
-    stops = {
-        number: partial(consumer.stop_by_signal, number.name)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-    }
     return {
-        **stops,
+        signal.SIGTERM: partial(consumer.stop_by_signal, "SIGTERM"),
+        signal.SIGINT: partial(consumer.stop_by_signal, "SIGINT"),
+        signal.SIGQUIT: partial(consumer.stop_by_signal, "SIGQUIT"),
         signal.SIGUSR1: consumer.log_stacks,
         signal.SIGUSR2: consumer.pause,
         signal.SIGCONT: consumer.resume,

@@ -37,7 +37,7 @@ class Intake:
         self._on_failed = on_failed
         self._log = log
         self._selector: Selector | None = None
-        self._fixed: int | None = None
+        self._fixed = 0
         self._least = 1
         self._taken: dict[str, int] = {}  # what the broker was told last, of each queue
         self._tellers: dict[str, asyncio.Task[None]] = {}
@@ -55,7 +55,7 @@ class Intake:
             slots: callbacks that can run at once.
             selector: told of each queue that begins to be consumed.
         """
-        self._fixed = fixed
+        self._fixed = fixed or 0
         self.auto = AutoWindow(slots) if fixed is None else None
         # With several queues, each has something here to choose from though all that runs is of the same one.
         self._least = 2 * slots if len(queues) > 1 else slots
@@ -99,12 +99,12 @@ class Intake:
         """What should be taken from a queue now."""
         if self.reasons:
             return 0
-        if self._fixed is not None:
+        if self.auto is None:
             window = self._fixed
+        elif self._broker.capabilities(queue).ordered:
+            window = _ORDERED_WINDOW
         else:
-            assert self.auto is not None
-            ordered = self._broker.capabilities(queue).ordered
-            window = _ORDERED_WINDOW if ordered else max(self._least, self.auto.window)
+            window = max(self._least, self.auto.window)
         return window if self._most is None else min(window, self._most)
 
     def _reconcile(self) -> None:
