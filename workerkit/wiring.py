@@ -107,9 +107,7 @@ def run_worker(
             limit=limit,
             broker=make_broker(settings, instance_name, log.logger),
             start_child=start_child,
-            log=log.logger,
-            write_line=log.write_line,
-            write_events=log.write_events,
+            log=log,
         )
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(partial(_on_loop_error, consumer, log.logger))

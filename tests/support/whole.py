@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import structlog
@@ -69,9 +69,11 @@ class WholeWorker:
             **self._options,
             broker=self._broker,
             start_child=lambda events: ProcessChild(events, {}),
-            log=logger,
-            write_line=lambda line: self._note(json.loads(line)),
-            write_events=self._take_events,
+            log=SimpleNamespace(
+                logger=logger,
+                write_line=lambda line: self._note(json.loads(line)),
+                write_events=self._take_events,
+            ),
         )
         self._run = asyncio.create_task(self.consumer.run())
         self._run.add_done_callback(lambda _: self._changed.set())

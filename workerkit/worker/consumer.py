@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workerkit.errors import ExitCode, TaskLoadError
 from workerkit.ports import Broker, Delivery, Plan
@@ -20,12 +20,10 @@ from workerkit.worker.child import Child, ChildEvents
 from workerkit.worker.intake import Intake
 from workerkit.worker.life import EXIT_TIMEOUT
 from workerkit.worker.loading import Resolved, Spec
+from workerkit.worker.logs import ConsumerLog
 from workerkit.worker.pool import Pool
 from workerkit.worker.selection import make_selector
-from workerkit.worker.settler import Settler, WriteEvents
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
+from workerkit.worker.settler import Settler
 
 _TELL_TIMEOUT = 2.0
 """Seconds a broker gets to confirm that it sends no more; a frozen one must not hold up a stop."""
@@ -54,8 +52,7 @@ class Consumer:
         grace: seconds from the signal to stop until the running callbacks are ended.
         limit: messages to work on before a planned end; None for no limit.
         start_child: starts an executor.
-        write_line: takes the finished lines of executors.
-        write_events: as of ``Settler``.
+        log: for its own lines and those of the executors.
     """
 
     def __init__(
@@ -66,16 +63,14 @@ class Consumer:
         limit: int | None = None,
         broker: Broker,
         start_child: Callable[[ChildEvents], Child],
-        log: FilteringBoundLogger,
-        write_line: Callable[[bytes], None],
-        write_events: WriteEvents,
+        log: ConsumerLog,
     ) -> None:
         self._spec = spec
         self._broker = broker
         self._grace = grace
         self._limit_left = limit
-        self._log = log
-        self._started = time.monotonic()
+        self._log = log.logger
+        self._started = asyncio.get_running_loop().time()
         self._changed = asyncio.Event()
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why
@@ -83,15 +78,15 @@ class Consumer:
         self._deadline = math.inf
         self._ask_elsewhere_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self.on_line = write_line
-        self._settler = Settler(broker, log, write_events, self._changed.set)
+        self.on_line = log.write_line
+        self._settler = Settler(broker, log, self._changed.set)
         self.on_settled = self._settler.on_settled
         self.on_dropped = self._settler.on_dropped
         self.on_unpublished = self._settler.on_unpublished
-        self._intake = Intake(broker, limit, self.on_failed, log)
+        self._intake = Intake(broker, limit, self.on_failed, self._log)
         self.on_finished = self._intake.note
         self.on_change = self._changed.set
-        self._pool = Pool(spec, start_child, self._settler, self, log)
+        self._pool = Pool(spec, start_child, self._settler, self, self._log)
         self.exit_code = ExitCode.OK
 
     # ---- a run, top to bottom
@@ -132,8 +127,7 @@ class Consumer:
         resolved = await asyncio.shield(self._resolved)
         self._settler.policy = RetryPolicy(resolved.max_attempts, resolved.delays)
         if resolved.ttl is not None:
-            left = max(0.0, self._started + resolved.ttl - time.monotonic())
-            asyncio.get_running_loop().call_later(left, self.stop, "ttl")
+            asyncio.get_running_loop().call_at(self._started + resolved.ttl, self.stop, "ttl")
         queues, prefetch = tuple(resolved.queues), resolved.prefetch_count
         selector = None
         if len(queues) > 1:

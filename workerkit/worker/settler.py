@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workerkit.ports import Broker, Delivery, Settled
 from workerkit.properties import decode_ids
@@ -20,11 +20,7 @@ from workerkit.settlement import (
     Settlement,
     Verb,
 )
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
-
-WriteEvents = Callable[[str, str, list[dict[str, Any]]], None]
+from workerkit.worker.logs import ConsumerLog
 
 
 class Settler:
@@ -33,17 +29,14 @@ class Settler:
     Args:
         broker: settles on the wire.
         log: one line per settled message goes here, bodies never.
-        write_events: takes many events of one level and name at once: one for each acknowledged message.
         changed: called when the broker has answered.
     """
 
-    def __init__(
-        self, broker: Broker, log: FilteringBoundLogger, write_events: WriteEvents, changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, broker: Broker, log: ConsumerLog, changed: Callable[[], None]) -> None:
         self._broker = broker
-        self._log = log
-        self._write_events = write_events
-        self._log_each = log.is_enabled_for(20)
+        self._log = log.logger
+        self._write_events = log.write_events
+        self._log_each = log.logger.is_enabled_for(20)
         self._changed = changed
         self._unanswered = 0
         self.policy = RetryPolicy()
