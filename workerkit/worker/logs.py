@@ -19,12 +19,10 @@ import msgspec
 
 # `import structlog` imports rich when it is there, for tracebacks that workers do not draw: 5 MiB and 150 ms in each
 # of two processes. The CLI's tables import rich later, so the name is freed again.
-_had_rich = "rich" in sys.modules
-if not _had_rich:
-    sys.modules["rich"] = None  # type: ignore[assignment]
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 import structlog  # noqa: E402
 
-if not _had_rich:
+if sys.modules.get("rich") is None:
     del sys.modules["rich"]
 
 from workerkit.timestamps import timestamp  # noqa: E402
