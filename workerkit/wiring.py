@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ from workerkit.worker.sink import ensure_standard_descriptors
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-Consume = Callable[[Callable[[ChildEvents], Child], Mapping[signal.Signals, Callable[[], None]]], Awaitable[int]]
-"""One consumer from start to exit code, given what starts its executors and what handles further signals."""
+MakeConsumer = Callable[[Callable[[ChildEvents], Child]], Consumer]
+"""Makes a consumer, given what starts its executors."""
 STOP_MARGIN = 3.0
 """Seconds by which a worker's own deadline is shorter than Supervisor's ``stopwaitsecs``, to hand back and close."""
 
@@ -97,11 +97,9 @@ def run_worker(
     log = logs.ConsumerLog(settings.logging.level, settings.logging.format, about)
     environment = settings.workers[name].environment
 
-    async def consume(
-        start_child: Callable[[ChildEvents], Child], more_handlers: Mapping[signal.Signals, Callable[[], None]]
-    ) -> int:
+    def make_consumer(start_child: Callable[[ChildEvents], Child]) -> Consumer:
         instance_name = f"{name}_{spec.instance}@{socket.gethostname()}.{os.getpid()}"
-        consumer = Consumer(
+        return Consumer(
             spec,
             grace=max(1.0, settings.supervisor.stopwaitsecs - STOP_MARGIN),
             limit=limit,
@@ -109,33 +107,30 @@ def run_worker(
             start_child=start_child,
             log=log,
         )
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(partial(_on_loop_error, consumer, log.logger))
-        signals.tell(loop, {**_handlers(consumer), **more_handlers})
-        return await _guarded(consumer, log.logger)
 
     for warning in loaded.warnings:
         log.logger.warning("config.warning", text=warning)
     try:
         if inline:
             os.environ.update(environment)
-            return _run_inline(consume)
-        return asyncio.run(_run_with_processes(consume, environment, log.logger))
+            return _run_inline(make_consumer, signals, log.logger)
+        return asyncio.run(_run(make_consumer, environment, signals, log.logger))
     finally:
         log.close()
 
 
-async def _run_with_processes(consume: Consume, environment: Mapping[str, str], log: FilteringBoundLogger) -> int:
+async def _run(
+    make_consumer: MakeConsumer, environment: Mapping[str, str], signals: Signals, log: FilteringBoundLogger
+) -> int:
     orphans = Orphans(log)
+    consumer = make_consumer(lambda events: ProcessChild(events, environment, orphans))
     try:
-        return await consume(
-            lambda events: ProcessChild(events, environment, orphans), {signal.SIGCHLD: orphans.on_child}
-        )
+        return await _consume(consumer, signals, {signal.SIGCHLD: orphans.on_child}, log)
     finally:
         await orphans.finish(_ORPHANS_PATIENCE)
 
 
-def _run_inline(consume: Consume) -> int:
+def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBoundLogger) -> int:
     """The same two halves in one process: the consumer on a thread, the executor here, the same link between them."""
     ours, theirs = socket.socketpair()
     page, page_fd = Page.create()
@@ -143,10 +138,11 @@ def _run_inline(consume: Consume) -> int:
     os.close(page_fd)
     result: list[int] = []
 
-    async def consume_here() -> None:
-        result.append(await consume(lambda events: InlineChild(ours, page, events), {}))
+    async def consume() -> None:
+        consumer = make_consumer(lambda events: InlineChild(ours, page, events))
+        result.append(await _consume(consumer, signals, {}, log))
 
-    thread = threading.Thread(target=lambda: asyncio.run(consume_here()), name="consumer", daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(consume()), name="consumer", daemon=True)
     thread.start()
     try:
         with theirs:
@@ -156,19 +152,35 @@ def _run_inline(consume: Consume) -> int:
     return result[0] if result else ExitCode.INTERNAL
 
 
-def _on_loop_error(
-    consumer: Consumer, log: FilteringBoundLogger, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]
-) -> None:
-    """An error in a callback of the loop has lost something, a frame say: only a restart makes it whole again."""
-    error = context.get("exception")
-    if isinstance(error, BaseException) and "handle" in context:
-        consumer.on_failed(error)
-    else:
-        log.warning("loop.error", text=str(context.get("message")), exc_info=error)
-
-
-async def _guarded(consumer: Consumer, log: FilteringBoundLogger) -> int:
+async def _consume(
+    consumer: Consumer,
+    signals: Signals,
+    more_handlers: Mapping[signal.Signals, Callable[[], None]],
+    log: FilteringBoundLogger,
+) -> int:
     """Run a consumer; every way it can fail is one line and an exit code."""
+
+    def on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, BaseException) and "handle" in context:
+            # In a callback of the loop it has lost something, a frame say: only a restart makes it whole again.
+            consumer.on_failed(error)
+        else:
+            log.warning("loop.error", text=str(context.get("message")), exc_info=error)
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(on_loop_error)
+    handlers: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: partial(consumer.stop_by_signal, "SIGTERM"),
+        signal.SIGINT: partial(consumer.stop_by_signal, "SIGINT"),
+        signal.SIGQUIT: partial(consumer.stop_by_signal, "SIGQUIT"),
+        signal.SIGUSR1: consumer.log_stacks,
+        signal.SIGUSR2: consumer.pause,
+        signal.SIGCONT: consumer.resume,
+        signal.SIGHUP: consumer.reload,
+        **more_handlers,
+    }
+    signals.tell(loop, handlers)
     try:
         await consumer.run()
     except WorkerkitError as error:
@@ -178,15 +190,3 @@ async def _guarded(consumer: Consumer, log: FilteringBoundLogger) -> int:
         log.critical("worker.failed", cause="an error inside workerkit", code=int(ExitCode.INTERNAL), exc_info=True)
         return ExitCode.INTERNAL
     return consumer.exit_code
-
-
-def _handlers(consumer: Consumer) -> dict[signal.Signals, Callable[[], None]]:
-    return {
-        signal.SIGTERM: partial(consumer.stop_by_signal, "SIGTERM"),
-        signal.SIGINT: partial(consumer.stop_by_signal, "SIGINT"),
-        signal.SIGQUIT: partial(consumer.stop_by_signal, "SIGQUIT"),
-        signal.SIGUSR1: consumer.log_stacks,
-        signal.SIGUSR2: consumer.pause,
-        signal.SIGCONT: consumer.resume,
-        signal.SIGHUP: consumer.reload,
-    }
