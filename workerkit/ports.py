@@ -1,8 +1,7 @@
 """The seams of a worker: what it needs of a broker, and what it is told by one.
 
 An adapter in ``workerkit.brokers`` fills ``Broker``; which one is chosen by the scheme of the URL, in ``wiring``.
-Nothing here is any broker's own: a *source* is one queue that is consumed, and how an adapter knows a hand-over again
-is written in a ``receipt`` that only it reads.
+Nothing here is any broker's own. A *source* is one queue that is consumed.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ class Delivery(Incoming):
     """One hand-over of a message to this worker.
 
     Attributes:
-        receipt: the adapter's own; for the worker only something that ``on_lost`` may name. Deliveries that can only be
-            lost together (those of one AMQP channel, say) may share one.
+        receipt: by which the adapter knows it again, and may name it in ``on_lost``. Deliveries that can only be lost
+            together (those of one AMQP channel, say) may share one.
         tag: the adapter's number of this hand-over, for log lines.
         seq: the worker's number of it, rising in the order in which executors get them; 0 until one does.
         slot: its place in the page of the executor that has it.

@@ -17,7 +17,7 @@ from workerkit.settings import LoadedSettings, Settings, redact_text
 from workerkit.task_settings import SETTING_NAMES
 from workerkit.worker import logs
 from workerkit.worker.child import Child, ChildEvents, InlineChild, ProcessChild
-from workerkit.worker.consumer import Consumer, Options
+from workerkit.worker.consumer import Consumer
 from workerkit.worker.executor import ExecutorProcess
 from workerkit.worker.loading import Spec
 from workerkit.worker.orphans import Orphans
@@ -35,19 +35,12 @@ STOP_MARGIN = 3.0
 
 _ORPHANS_PATIENCE = 1.0
 """Seconds for what callbacks left behind to be gone; it takes milliseconds where the kernel can end it at all."""
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def worker_spec(
     loaded: LoadedSettings, name: str, *, overrides: Mapping[str, object] | None = None, inline: bool = False
 ) -> Spec:
-    """What the executor of worker ``name`` is told.
-
-    Args:
-        loaded: the configuration.
-        name: the worker.
-        overrides: settings from the command line, as ``parse_overrides`` returns them.
-        inline: whether it shares the consumer's process.
+    """What the executor of worker ``name`` is told. ``overrides`` is as ``parse_overrides`` returns them.
 
     Raises:
         ConfigurationError: there is no such worker.
@@ -69,14 +62,11 @@ def worker_spec(
 
 
 def make_broker(settings: Settings, name: str, log: FilteringBoundLogger) -> Broker:
-    """The adapter that the URL's scheme means. Only that one is imported: a command that runs no worker needs none.
+    """The adapter that the URL's scheme means, which is the only one imported.
 
-    Args:
-        settings: ``broker.url``; of several, all have the same scheme.
-        name: of this worker instance, under which a broker lists it.
-        log: for troubles with connections.
+    ``name`` is that of this worker instance, under which a broker lists it.
     """
-    url = settings.broker.url if isinstance(settings.broker.url, str) else settings.broker.url[0]
+    url = settings.broker.url if isinstance(settings.broker.url, str) else settings.broker.url[0]  # of one scheme, all
     if url.startswith("memory:"):
         from workerkit.brokers.memory.broker import MemoryBroker, store_at
 
@@ -105,19 +95,17 @@ def run_worker(
     settings = loaded.settings
     about = {"worker": name, "instance": spec.instance, "pid": os.getpid()}
     log = logs.ConsumerLog(settings.logging.level, settings.logging.format, about)
-    options = Options(grace=max(1.0, settings.supervisor.stopwaitsecs - STOP_MARGIN), limit=limit)
     environment = settings.workers[name].environment
 
     def make_consumer(start_child: Callable[[ChildEvents], Child]) -> Consumer:
         instance_name = f"{name}_{spec.instance}@{socket.gethostname()}.{os.getpid()}"
         return Consumer(
             spec,
-            options,
+            grace=max(1.0, settings.supervisor.stopwaitsecs - STOP_MARGIN),
+            limit=limit,
             broker=make_broker(settings, instance_name, log.logger),
             start_child=start_child,
-            log=log.logger,
-            write_line=log.write_line,
-            write_events=log.write_events,
+            log=log,
         )
 
     for warning in loaded.warnings:
@@ -136,53 +124,11 @@ async def _run(
 ) -> int:
     orphans = Orphans(log)
     consumer = make_consumer(lambda events: ProcessChild(events, environment, orphans))
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(partial(_on_loop_error, consumer, log))
-    signals.tell(loop, {**_handlers(consumer), signal.SIGCHLD: orphans.on_child})
     try:
-        return await _guarded(consumer, log)
+        return await _consume(consumer, signals, {signal.SIGCHLD: orphans.on_child}, log)
     finally:
         await orphans.finish(_ORPHANS_PATIENCE)
-        signals.tell_no_more(loop)
-
-
-def _on_loop_error(
-    consumer: Consumer, log: FilteringBoundLogger, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]
-) -> None:
-    """An error in a callback of the loop has lost something, a frame say: only a restart makes it whole again."""
-    error = context.get("exception")
-    if isinstance(error, BaseException) and "handle" in context:
-        consumer.on_failed(error)
-    else:
-        log.warning("loop.error", text=str(context.get("message")), exc_info=error)
-
-
-async def _guarded(consumer: Consumer, log: FilteringBoundLogger) -> int:
-    """Run a consumer; every way it can fail is one line and an exit code."""
-    try:
-        await consumer.run()
-    except WorkerkitError as error:
-        log.critical("worker.failed", cause=redact_text(str(error)), code=int(error.exit_code))
-        return error.exit_code
-    except Exception:  # the last line of defence: it says what, and Supervisor restarts
-        log.critical("worker.failed", cause="an error inside workerkit", code=int(ExitCode.INTERNAL), exc_info=True)
-        return ExitCode.INTERNAL
-    return consumer.exit_code
-
-
-def _handlers(consumer: Consumer) -> dict[signal.Signals, Callable[[], None]]:
-    stops = {number: _stopper(consumer, number.name) for number in _STOP_SIGNALS}
-    return {
-        **stops,
-        signal.SIGUSR1: consumer.log_stacks,
-        signal.SIGUSR2: consumer.pause,
-        signal.SIGCONT: consumer.resume,
-        signal.SIGHUP: consumer.reload,
-    }
-
-
-def _stopper(consumer: Consumer, name: str) -> Callable[[], None]:
-    return lambda: consumer.stop_by_signal(name)
+        signals.tell_no_more(asyncio.get_running_loop())
 
 
 def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBoundLogger) -> int:
@@ -195,11 +141,8 @@ def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBou
 
     async def consume() -> None:
         consumer = make_consumer(lambda events: InlineChild(ours, page, events))
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(partial(_on_loop_error, consumer, log))
-        signals.tell(loop, _handlers(consumer))
-        result.append(await _guarded(consumer, log))
-        signals.tell_no_more(loop)
+        result.append(await _consume(consumer, signals, {}, log))
+        signals.tell_no_more(asyncio.get_running_loop())
 
     thread = threading.Thread(target=lambda: asyncio.run(consume()), name="consumer", daemon=True)
     thread.start()
@@ -209,3 +152,43 @@ def _run_inline(make_consumer: MakeConsumer, signals: Signals, log: FilteringBou
     finally:
         thread.join()
     return result[0] if result else ExitCode.INTERNAL
+
+
+async def _consume(
+    consumer: Consumer,
+    signals: Signals,
+    more_handlers: Mapping[signal.Signals, Callable[[], None]],
+    log: FilteringBoundLogger,
+) -> int:
+    """Run a consumer; every way it can fail is one line and an exit code."""
+
+    def on_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, BaseException) and "handle" in context:
+            # In a callback of the loop it has lost something, a frame say: only a restart makes it whole again.
+            consumer.on_failed(error)
+        else:
+            log.warning("loop.error", text=str(context.get("message")), exc_info=error)
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(on_loop_error)
+    handlers: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: partial(consumer.stop_by_signal, "SIGTERM"),
+        signal.SIGINT: partial(consumer.stop_by_signal, "SIGINT"),
+        signal.SIGQUIT: partial(consumer.stop_by_signal, "SIGQUIT"),
+        signal.SIGUSR1: consumer.log_stacks,
+        signal.SIGUSR2: consumer.pause,
+        signal.SIGCONT: consumer.resume,
+        signal.SIGHUP: consumer.reload,
+        **more_handlers,
+    }
+    signals.tell(loop, handlers)
+    try:
+        await consumer.run()
+    except WorkerkitError as error:
+        log.critical("worker.failed", cause=redact_text(str(error)), code=int(error.exit_code))
+        return error.exit_code
+    except Exception:  # the last line of defence: it says what, and Supervisor restarts
+        log.critical("worker.failed", cause="an error inside workerkit", code=int(ExitCode.INTERNAL), exc_info=True)
+        return ExitCode.INTERNAL
+    return consumer.exit_code

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import structlog
@@ -17,7 +17,7 @@ from workerkit.errors import ExitCode
 from workerkit.outgoing import Outgoing
 from workerkit.properties import Properties, encode
 from workerkit.worker.child import ProcessChild
-from workerkit.worker.consumer import Consumer, Options
+from workerkit.worker.consumer import Consumer
 from workerkit.worker.loading import Spec
 
 PATIENCE = 30.0
@@ -52,7 +52,7 @@ class WholeWorker:
         """What it logged, in order, as one would read it on its standard output."""
         self._broker = broker or MemoryBroker(store)
         self._spec = Spec("whole", "00", task, str(root), "debug", config=settings)
-        self._options = Options(grace=grace, limit=limit)
+        self._options: dict[str, Any] = {"grace": grace, "limit": limit}
         self._changed = asyncio.Event()
         self.consumer: Consumer
         self._run: asyncio.Task[None]
@@ -66,12 +66,14 @@ class WholeWorker:
         )
         self.consumer = Consumer(
             self._spec,
-            self._options,
+            **self._options,
             broker=self._broker,
             start_child=lambda events: ProcessChild(events, {}),
-            log=logger,
-            write_line=lambda line: self._note(json.loads(line)),
-            write_events=self._take_events,
+            log=SimpleNamespace(
+                logger=logger,
+                write_line=lambda line: self._note(json.loads(line)),
+                write_events=self._take_events,
+            ),
         )
         self._run = asyncio.create_task(self.consumer.run())
         self._run.add_done_callback(lambda _: self._changed.set())

@@ -25,7 +25,7 @@ def ask_tasks(loaded: LoadedSettings) -> Answers:
         OSError: no process could be started.
     """
     workers = loaded.settings.workers
-    questions = [probe.Question(worker_spec(loaded, name), worker.environment) for name, worker in workers.items()]
+    questions = [(worker_spec(loaded, name), worker.environment) for name, worker in workers.items()]
     return dict(zip(workers, probe.resolve(questions), strict=True))
 
 

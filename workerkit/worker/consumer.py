@@ -10,8 +10,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from workerkit.errors import ExitCode, TaskLoadError
 from workerkit.ports import Broker, Delivery, Plan
@@ -20,12 +20,10 @@ from workerkit.worker.child import Child, ChildEvents
 from workerkit.worker.intake import Intake
 from workerkit.worker.life import EXIT_TIMEOUT
 from workerkit.worker.loading import Resolved, Spec
+from workerkit.worker.logs import ConsumerLog
 from workerkit.worker.pool import Pool
-from workerkit.worker.selection import Selector, make_selector
-from workerkit.worker.settler import Settler, WriteEvents
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
+from workerkit.worker.selection import make_selector
+from workerkit.worker.settler import Settler
 
 _TELL_TIMEOUT = 2.0
 """Seconds a broker gets to confirm that it sends no more; a frozen one must not hold up a stop."""
@@ -42,60 +40,53 @@ _ASK_AGAIN = 0.5
 """Seconds between questions whether somebody could."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How one run of a worker differs from another.
-
-    Attributes:
-        grace: seconds from the signal to stop until the running callbacks are ended.
-        limit: messages to work on before a planned end; None for no limit.
-    """
-
-    grace: float
-    limit: int | None = None
-
-
 class Consumer:
     """One running worker.
 
     1. Has an executor started, learns what the task wants, consumes its queues.
     2. Hands deliveries on, up to the limit and not while there is a reason not to.
     3. On a signal, at the end of its TTL or at its limit: drains, hands back, ends.
+
+    Args:
+        spec: what its executors are told.
+        grace: seconds from the signal to stop until the running callbacks are ended.
+        limit: messages to work on before a planned end; None for no limit.
+        start_child: starts an executor.
+        log: for its own lines and those of the executors.
     """
 
     def __init__(
         self,
         spec: Spec,
-        options: Options,
         *,
+        grace: float,
+        limit: int | None = None,
         broker: Broker,
         start_child: Callable[[ChildEvents], Child],
-        log: FilteringBoundLogger,
-        write_line: Callable[[bytes], None],
-        write_events: WriteEvents,
+        log: ConsumerLog,
     ) -> None:
         self._spec = spec
         self._broker = broker
-        self._options = options
-        self.on_line = write_line
-        self._log = log
-        self._started = time.monotonic()
+        self._grace = grace
+        self._limit_left = limit
+        self._log = log.logger
+        self._started = asyncio.get_running_loop().time()
         self._changed = asyncio.Event()
-        self._settler = Settler(broker, log, write_events, self._changed.set)
-        self._intake: Intake | None = None
-        self._reasons = {"starting"}  # not to take messages
         self._resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
-        self._limit_left = options.limit
-        self._stop = asyncio.Event()
-        self._stop_reason = ""
+        self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why
         self._stop_signals = 0
-        self._deadline: float | None = None
+        self._deadline = math.inf
         self._ask_elsewhere_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pool = Pool(spec, start_child, self._settler, self, log)
+        self.on_line = log.write_line
+        self._settler = Settler(broker, log, self._changed.set)
         self.on_settled = self._settler.on_settled
         self.on_dropped = self._settler.on_dropped
         self.on_unpublished = self._settler.on_unpublished
+        self._intake = Intake(broker, limit, self.on_failed, self._log)
+        self.on_finished = self._intake.note
+        self.on_change = self._changed.set
+        self._pool = Pool(spec, start_child, self._settler, self, self._log)
         self.exit_code = ExitCode.OK
 
     # ---- a run, top to bottom
@@ -111,93 +102,68 @@ class Consumer:
         try:
             self._pool.open()
             await self._start_or_stop()
-            await self._stop.wait()
-            self._log.info("worker.stopping", reason=self._stop_reason)
-            await self._drain()
+            reason = await self._stop
+            self._log.info("worker.stopping", reason=reason)
+            await self._drain(reason)
         finally:
-            await self._pool.end(self._exit_patience())
-            if self._intake is not None:
-                self._intake.close()
-            await self._broker.close(self._close_patience())
-        self._log.info("worker.exit", reason=self._stop_reason, code=int(self.exit_code))
+            # Close to the deadline there are not many seconds left for the executors to end by themselves.
+            await self._pool.end(max(0.5, min(EXIT_TIMEOUT, self._left)))
+            self._intake.close()
+            hurried = self._deadline < math.inf
+            await self._broker.close(self._left + _CLOSE_TIMEOUT if hurried else _UNHURRIED)
+        self._log.info("worker.exit", reason=reason, code=int(self.exit_code))
 
     async def _start_or_stop(self) -> None:
-        start = asyncio.create_task(self._start())
-        stop = asyncio.create_task(self._stop.wait())
+        start: asyncio.Future[Any] = asyncio.create_task(self._start())
         try:
-            await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([start, self._stop], return_when=asyncio.FIRST_COMPLETED)
             if start.done():
                 start.result()
         finally:
             start.cancel()
-            stop.cancel()
-            await asyncio.wait({start, stop})
+            await asyncio.wait([start])
 
     async def _start(self) -> None:
         resolved = await asyncio.shield(self._resolved)
         self._settler.policy = RetryPolicy(resolved.max_attempts, resolved.delays)
         if resolved.ttl is not None:
-            left = max(0.0, self._started + resolved.ttl - time.monotonic())
-            asyncio.get_running_loop().call_later(left, self.stop, "ttl")
-        selector = self._make_selector(resolved)
-        queues = tuple(resolved.queues)
+            asyncio.get_running_loop().call_at(self._started + resolved.ttl, self.stop, "ttl")
+        queues, prefetch = tuple(resolved.queues), resolved.prefetch_count
+        selector = None
+        if len(queues) > 1:
+            report, root = partial(self._on_select_failed, resolved.select), self._spec.project_root
+            selector = make_selector(resolved.select, resolved.queues, resolved.starve_after, report, root)
+            self._pool.choose_by(selector, self._intake.window)
         plan = Plan(self._spec.worker, queues, resolved.delays, resolved.max_losses, resolved.max_attempts)
         await self._broker.start(plan, self)
-        prefetch = resolved.prefetch_count
-        self._intake = Intake(
-            self._broker,
-            queues,
-            fixed=prefetch if isinstance(prefetch, int) else None,
-            slots=resolved.executors * resolved.concurrency,
-            most=self._options.limit,
-            reasons=self._reasons,
-            on_open=self._on_open if selector is None else selector.on_open,
-            on_failed=self.on_failed,
-            log=self._log,
-        )
-        if selector is not None:
-            self._pool.choose_by(selector, self._intake.window)
-        auto = self._intake.auto
-        each = max(1, prefetch // resolved.executors) if isinstance(prefetch, int) else 1
+        fixed = prefetch if isinstance(prefetch, int) else None
+        self._intake.open(queues, fixed, resolved.executors * resolved.concurrency, selector)
+        auto, each = self._intake.auto, max(1, (fixed or 0) // resolved.executors)
         self._pool.ahead = (lambda: each) if auto is None else (lambda: auto.ahead)
-        names: dict[str, Any] = {"queue": queues[0]} if len(queues) == 1 else {"queues": resolved.queues}
-        self._allow("starting")
         await self._intake.settle_down(_UNHURRIED)
+        names: dict[str, Any] = {"queues": resolved.queues} if selector else {"queue": queues[0]}
         self._log.info("worker.consuming", **names, prefetch_count=prefetch)
 
-    def _make_selector(self, resolved: Resolved) -> Selector | None:
-        if len(resolved.queues) == 1:
-            return None
-
-        def report(text: str) -> None:
-            self._log.error("select.failed", select=resolved.select, error=text, note="going on with `weighted`")
-
-        root = self._spec.project_root
-        return make_selector(resolved.select, resolved.queues, resolved.starve_after, report, root)
-
-    def _on_open(self, queue: str, now: float) -> None:
-        """With one queue nothing depends on when it is consumed."""
+    def _on_select_failed(self, select: str, text: str) -> None:
+        self._log.error("select.failed", select=select, error=text, note="going on with `weighted`")
 
     def stop(self, reason: str) -> None:
         """Begin to stop and let the running callbacks finish."""
-        if not self._stop.is_set():
-            self._stop_reason = reason
-            self._stop.set()
-            self._refuse("stopping")
+        if not self._stop.done():
+            self._stop.set_result(reason)
+            self._intake.refuse("stopping")
         self._changed.set()
 
     def stop_by_signal(self, name: str) -> None:
         """As ``stop``, but with a deadline; a second signal makes the deadline now."""
         self._stop_signals += 1
-        self._deadline = time.monotonic() + (self._options.grace if self._stop_signals == 1 else 0.0)
+        self._deadline = time.monotonic() + (self._grace if self._stop_signals == 1 else 0.0)
         self.stop(name)
 
-    async def _drain(self) -> None:
+    async def _drain(self, reason: str) -> None:
         # At once nothing more starts; it goes back when the broker sends nothing in its place.
-        unstarted = await self._pool.recall() if self._stop_reason != "limit" else []
-        if self._intake is not None:
-            left = _TELL_TIMEOUT if self._deadline is None else self._deadline - time.monotonic()
-            await self._intake.settle_down(min(_TELL_TIMEOUT, max(0.0, left)))
+        unstarted = await self._pool.recall() if reason != "limit" else []
+        await self._intake.settle_down(min(_TELL_TIMEOUT, self._left))
         self.on_unstarted(unstarted)
         if await self._until_idle():
             return
@@ -207,48 +173,41 @@ class Consumer:
         self._deadline = time.monotonic() + _CONFIRM_TIMEOUT
         await self._until_idle()
 
-    def _exit_patience(self) -> float:
-        """Seconds for the executors to end by themselves; close to the deadline there are not many left of them."""
-        if self._deadline is None:
-            return EXIT_TIMEOUT
-        return max(0.5, min(EXIT_TIMEOUT, self._deadline - time.monotonic()))
-
-    def _close_patience(self) -> float:
-        if self._deadline is None:
-            return _UNHURRIED
-        return max(0.0, self._deadline - time.monotonic()) + _CLOSE_TIMEOUT
+    @property
+    def _left(self) -> float:
+        """Seconds until the deadline; without one, for ever."""
+        return max(0.0, self._deadline - time.monotonic())
 
     async def _until_idle(self) -> bool:
         """Wait until everything that was started is settled. False when the deadline came first."""
         while self._pool.busy or self._settler.busy:
-            if self._deadline is None and not self._pool.busy:
+            if self._deadline == math.inf and not self._pool.busy:
                 self._deadline = time.monotonic() + _UNHURRIED  # a dead-letter queue that is gone stays gone, say
-            left = None if self._deadline is None else self._deadline - time.monotonic()
-            if left is not None and left <= 0:
+            if not self._left:
                 return False
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), left)
+                await asyncio.wait_for(self._changed.wait(), self._left)
         return True
 
     # ---- signals
 
     def pause(self) -> None:
         """Finish the running messages, start no other, hand back what was not started."""
-        if "paused" not in self._reasons and not self._stop.is_set():
+        if "paused" not in self._intake.reasons and not self._stop.done():
             self._log.info("worker.paused")
-            self._refuse("paused")
+            self._intake.refuse("paused")
             self._in_background(self._give_back_unstarted())
 
     def resume(self) -> None:
         """Take messages again after ``pause``."""
-        if "paused" in self._reasons and not self._stop.is_set():
+        if "paused" in self._intake.reasons and not self._stop.done():
             self._log.info("worker.resumed")
-            self._allow("paused")
+            self._intake.allow("paused")
 
     def reload(self) -> None:
         """Replace the executors, one at a time, by such that load the task anew."""
-        if not self._stop.is_set():
+        if not self._stop.done():
             self._log.info("worker.reloading")
             self._pool.reload()
 
@@ -261,20 +220,9 @@ class Consumer:
             self._log.info("worker.stacks", **stacks)
 
     async def _give_back_unstarted(self) -> None:
-        if self._intake is not None:
-            await self._intake.settle_down(_UNHURRIED)
-        if self._reasons:
+        await self._intake.settle_down(_UNHURRIED)
+        if self._intake.reasons:
             self.on_unstarted(await self._pool.recall())
-
-    def _refuse(self, reason: str) -> None:
-        self._reasons.add(reason)
-        if self._intake is not None:
-            self._intake.reconcile()
-
-    def _allow(self, reason: str) -> None:
-        self._reasons.discard(reason)
-        if self._intake is not None:
-            self._intake.reconcile()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -291,15 +239,15 @@ class Consumer:
         """An error of ours: end, so that the broker has everything back and Supervisor starts a sound worker."""
         self._log.critical("worker.failed", cause="an error inside workerkit", exc_info=error)
         self.exit_code = ExitCode.INTERNAL
-        if self._deadline is None:  # what was lost with the error may be what a drain would wait for
-            self._deadline = time.monotonic() + self._options.grace
+        # What was lost with the error may be what a drain would wait for.
+        self._deadline = min(self._deadline, time.monotonic() + self._grace)
         self.stop("an error inside workerkit")
 
     # ---- from the broker
 
     def on_deliveries(self, deliveries: list[Delivery]) -> None:
         """Messages arrived. What comes while there is a reason not to take it, or over the limit, goes back."""
-        if self._reasons:
+        if self._intake.reasons:
             self._settler.hand_back(deliveries)
             return
         if self._limit_left is not None:
@@ -311,7 +259,6 @@ class Consumer:
             self.stop("limit")
 
     def on_lost(self, receipts: Collection[Any]) -> None:
-        """These are the broker's again."""
         self._uncount(self._pool.forget(receipts))
 
     # ---- from the executors
@@ -320,22 +267,22 @@ class Consumer:
         """An executor is ready for messages."""
         if not self._resolved.done():
             self._resolved.set_result(resolved)
-        elif not resolved.same_as(self._resolved.result()) and not self._stop.is_set():
+        elif not resolved.same_as(self._resolved.result()) and not self._stop.done():
             self._log.warning("worker.changed", note="the task's settings are other ones now; restarting")
             self.exit_code = ExitCode.TEMPORARY
             self.stop("the task's settings changed")
-        self._allow("stalled")
+        self._intake.allow("stalled")
 
     def on_load_failed(self, text: str, trace: str, *, fatal: bool) -> None:
         """An executor could not load the task: the end of a start, a nuisance in a worker that ran (a deploy, say)."""
-        if fatal and not self._resolved.done() and not self._stop.is_set():
+        if fatal and not self._resolved.done() and not self._stop.done():
             self._resolved.set_exception(TaskLoadError(text))
         else:
             self._log.error("executor.not_ready", cause=text, **({"stack": trace} if trace else {}))
 
     def on_stalled(self) -> None:
         """No executor gets ready: let other workers have the messages until one does."""
-        self._refuse("stalled")
+        self._intake.refuse("stalled")
 
     def on_congested(self, congested: bool) -> None:
         """Read no further ahead of an executor than its link holds."""
@@ -351,38 +298,26 @@ class Consumer:
         self._uncount(len(deliveries))
         self._settler.hand_back(deliveries)
 
-    def on_finished(self, finished: list[Delivery]) -> None:
-        """Callbacks have ended: their durations say how much to take ahead."""
-        if self._intake is not None:
-            self._intake.note(finished)
-
     def on_waiting(self, seconds: float) -> None:
         """What waits for long callbacks should run elsewhere, if there is somebody."""
-        intake, now = self._intake, time.monotonic()
-        if intake is None or intake.auto is None or self._reasons:
+        if self._intake.auto is None or self._intake.reasons:
             return
-        intake.note_running(seconds)
-        if seconds > _HAND_BACK_AFTER and now > self._ask_elsewhere_at:
+        self._intake.note_running(seconds)
+        if seconds > _HAND_BACK_AFTER and time.monotonic() > self._ask_elsewhere_at:
             self._ask_elsewhere_at = math.inf  # one question at a time, however long a broker takes for its answer
-            self._in_background(self._share(intake))
+            self._in_background(self._share())
 
-    async def _share(self, intake: Intake) -> None:
+    async def _share(self) -> None:
         """Give back what others could take: the window is small by now, so nothing comes back in its place."""
         queues = self._resolved.result().queues
         wanted = [queue for queue in queues if await self._broker.wanted_elsewhere(queue)]
         self._ask_elsewhere_at = time.monotonic() + _ASK_AGAIN
-        if wanted and not self._reasons:
-            await intake.settle_down(_TELL_TIMEOUT)
+        if wanted and not self._intake.reasons:
+            await self._intake.settle_down(_TELL_TIMEOUT)
             unstarted = await self._pool.recall()
             # Not a suspect: that it must run alone is known only here.
-            keep = [one for one in unstarted if one.alone or one.queue not in wanted]
-            kept = {id(one) for one in keep}
-            self.on_unstarted([one for one in unstarted if id(one) not in kept])
-            self._pool.on_put_back(keep)
-
-    def on_change(self) -> None:
-        """Something happened that a drain may be waiting for."""
-        self._changed.set()
+            self.on_unstarted([one for one in unstarted if one.queue in wanted and not one.alone])
+            self._pool.on_put_back([one for one in unstarted if one.queue not in wanted or one.alone])
 
     def _uncount(self, unstarted: int) -> None:
         if self._limit_left is not None:

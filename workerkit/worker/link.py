@@ -9,7 +9,6 @@ of.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
@@ -23,13 +22,9 @@ from workerkit.ports import Delivery
 from workerkit.settlement import Cause, Outcome, Verb
 
 _FRAME = struct.Struct("<IB")
-_DELIVERY = struct.Struct("<QHHIBHHI")  # seq, slot, index of the queue, attempt, redelivered, three sizes
-_SETTLED = struct.Struct("<QQBI")  # seq, duration, verb, size of the detail
-_PUBLISH = struct.Struct("<dHHII")  # delay (NaN for none) and the sizes of exchange, routing key, properties, body
+_DELIVER_FRAME = struct.Struct("<IBI")  # with the size of the head, which is in front of the body
+_SIZE = struct.Struct("<I")
 _SEQ = struct.Struct("<Q")
-# With the head of their frame before them: one call instead of two for what is packed per message.
-_DELIVER_FRAME = struct.Struct(_FRAME.format + _DELIVERY.format[1:])
-_SETTLED_FRAME = struct.Struct(_FRAME.format + _SETTLED.format[1:])
 
 READ_SIZE = 256 * 1024
 _BIG_BODY = 32 * 1024
@@ -52,13 +47,19 @@ class Kind(IntEnum):
     WAKE = 15
 
 
-class _Detail(msgspec.Struct, omit_defaults=True):
+class _Settled(msgspec.Struct, array_like=True):
+    seq: int
+    duration_ns: int
+    verb: Verb
     delay: float | None = None
     cause: Cause | None = None
+    publish: tuple[Outgoing, ...] = ()
 
 
-_encoder = msgspec.json.Encoder()
-_detail_decoder = msgspec.json.Decoder(_Detail)
+# msgpack, as bodies are bytes. The hook is for routing keys of the user's: msgspec takes no subclass of str.
+_encoder = msgspec.msgpack.Encoder(enc_hook=str.__str__)
+_settled_decoder = msgspec.msgpack.Decoder(_Settled)
+_head_decoder = msgspec.msgpack.Decoder(tuple[int, int, int, int, bool, str, str, bytes])
 
 
 def frame(kind: Kind, payload: bytes = b"") -> bytes:
@@ -107,31 +108,24 @@ class FrameReader:
 
 def deliver_frames(deliveries: Iterable[Delivery], queues: Mapping[str, int]) -> list[bytes]:
     """DELIVER frames in pieces, to be sent one after the other. ``queues`` numbers the worker's queues by name."""
-    pack_frame = _DELIVER_FRAME.pack
+    pack_frame, encode = _DELIVER_FRAME.pack, _encoder.encode
     sent: list[bytes] = []
     pieces: list[bytes] = []
-    last_exchange = last_key = ""
-    exchange = routing_key = b""
     for delivery in deliveries:
-        # The same objects as the last time, mostly, so identity saves encoding them again.
-        if delivery.exchange is not last_exchange or delivery.routing_key is not last_key:
-            last_exchange, last_key = delivery.exchange, delivery.routing_key
-            exchange, routing_key = last_exchange.encode(), last_key.encode()
-        properties, body = delivery.raw_properties, delivery.body
-        exchange_size, key_size, properties_size = len(exchange), len(routing_key), len(properties)
-        head = pack_frame(
-            _DELIVERY.size + exchange_size + key_size + properties_size + len(body),
-            Kind.DELIVER,
-            delivery.seq,
-            delivery.slot,
-            queues[delivery.queue],
-            delivery.attempt,
-            delivery.redelivered,
-            exchange_size,
-            key_size,
-            properties_size,
+        head = encode(
+            (
+                delivery.seq,
+                delivery.slot,
+                queues[delivery.queue],
+                delivery.attempt,
+                delivery.redelivered,
+                delivery.exchange,
+                delivery.routing_key,
+                delivery.raw_properties,
+            )
         )
-        pieces += (head, exchange, routing_key, properties)
+        body = delivery.body
+        pieces += (pack_frame(_SIZE.size + len(head) + len(body), Kind.DELIVER, len(head)), head)
         if len(body) < _BIG_BODY:
             pieces.append(body)
         else:
@@ -144,23 +138,10 @@ def deliver_frames(deliveries: Iterable[Delivery], queues: Mapping[str, int]) ->
 
 def unpack_delivery(data: bytes, start: int, end: int, queues: Sequence[str]) -> tuple[int, int, Incoming]:
     """The sequence number, the slot and the message of a DELIVER payload."""
-    seq, slot, queue, attempt, redelivered, exchange_size, key_size, properties_size = _DELIVERY.unpack_from(
-        data, start
-    )
-    exchange_start = start + _DELIVERY.size
-    key_start = exchange_start + exchange_size
-    properties_start = key_start + key_size
-    body_start = properties_start + properties_size
-    message = Incoming(
-        queues[queue],
-        data[exchange_start:key_start].decode(),
-        data[key_start:properties_start].decode(),
-        redelivered == 1,
-        attempt,
-        data[properties_start:body_start],
-        data[body_start:end],
-    )
-    return seq, slot, message
+    start += _SIZE.size
+    body = start + _SIZE.unpack_from(data, start - _SIZE.size)[0]
+    seq, slot, queue, attempt, redelivered, exchange, key, properties = _head_decoder.decode(data[start:body])
+    return seq, slot, Incoming(queues[queue], exchange, key, redelivered, attempt, properties, data[body:end])
 
 
 class Aftermath(msgspec.Struct, frozen=True):
@@ -176,21 +157,18 @@ class Aftermath(msgspec.Struct, frozen=True):
     """The message is only suspected: unless ``shutdown`` decides otherwise, it is to run again, alone."""
 
 
-_aftermath_decoder = msgspec.json.Decoder(Aftermath)
-
-
 def aftermath_frame(delivery: Delivery, aftermath: Aftermath, queues: Mapping[str, int]) -> bytes:
     """An AFTERMATH frame: the cause, then the delivery as in DELIVER."""
-    detail = _encoder.encode(aftermath)
+    story = _encoder.encode(aftermath)
     payload = b"".join(deliver_frames([delivery], queues))[_FRAME.size :]
-    return frame(Kind.AFTERMATH, struct.pack("<I", len(detail)) + detail + payload)
+    return frame(Kind.AFTERMATH, _SIZE.pack(len(story)) + story + payload)
 
 
 def unpack_aftermath(payload: bytes, queues: Sequence[str]) -> tuple[int, int, Incoming, Aftermath]:
     """The sequence number, the slot, the message and the story of an AFTERMATH payload."""
-    size = struct.unpack_from("<I", payload)[0]
-    seq, slot, message = unpack_delivery(payload, 4 + size, len(payload), queues)
-    return seq, slot, message, _aftermath_decoder.decode(payload[4 : 4 + size])
+    rest = _SIZE.size + _SIZE.unpack_from(payload)[0]
+    seq, slot, message = unpack_delivery(payload, rest, len(payload), queues)
+    return seq, slot, message, msgspec.msgpack.decode(payload[_SIZE.size : rest], type=Aftermath)
 
 
 def cancel_frame(seq: int) -> bytes:
@@ -204,42 +182,16 @@ def unpack_seq(data: bytes, start: int) -> int:
 
 
 def settled_frame(seq: int, duration_ns: int, outcome: Outcome) -> bytes:
-    """A SETTLED frame: 21 bytes of payload, then JSON with delay and cause, then what is published with it."""
-    if outcome.cause is None and outcome.delay is None and not outcome.publish:
-        return _SETTLED_FRAME.pack(_SETTLED.size, Kind.SETTLED, seq, duration_ns, outcome.verb, 0)
-    detail = _encoder.encode(_Detail(outcome.delay, outcome.cause))
-    pieces = [detail]
-    for message in outcome.publish:
-        exchange, routing_key = message.exchange.encode(), message.routing_key.encode()
-        delay = math.nan if message.delay is None else message.delay
-        sizes = (len(exchange), len(routing_key), len(message.raw_properties), len(message.body))
-        pieces += (_PUBLISH.pack(delay, *sizes), exchange, routing_key, message.raw_properties, message.body)
-    rest = b"".join(pieces)
-    size = _SETTLED.size + len(rest)
-    return _SETTLED_FRAME.pack(size, Kind.SETTLED, seq, duration_ns, outcome.verb, len(detail)) + rest
+    """A SETTLED frame."""
+    settled = _Settled(seq, duration_ns, outcome.verb, outcome.delay, outcome.cause, outcome.publish)
+    return frame(Kind.SETTLED, _encoder.encode(settled))
 
 
 def unpack_settled(data: bytes, start: int, end: int) -> tuple[int, int, Outcome]:
     """The sequence number, the duration in nanoseconds and the outcome of a SETTLED payload."""
-    seq, duration_ns, verb, detail_size = _SETTLED.unpack_from(data, start)
-    offset = start + _SETTLED.size
-    if offset == end:
-        return seq, duration_ns, Outcome(Verb(verb))
-    detail = _detail_decoder.decode(data[offset : offset + detail_size])
-    offset += detail_size
-    publish = []
-    while offset < end:
-        delay, *sizes = _PUBLISH.unpack_from(data, offset)
-        offset += _PUBLISH.size
-        parts = []
-        for size in sizes:
-            parts.append(data[offset : offset + size])
-            offset += size
-        exchange, routing_key, properties, body = parts
-        publish.append(
-            Outgoing(exchange.decode(), routing_key.decode(), properties, body, None if math.isnan(delay) else delay)
-        )
-    return seq, duration_ns, Outcome(Verb(verb), detail.delay, detail.cause, tuple(publish))
+    settled = _settled_decoder.decode(memoryview(data)[start:end])
+    outcome = Outcome(settled.verb, settled.delay, settled.cause, settled.publish)
+    return settled.seq, settled.duration_ns, outcome
 
 
 class Dying(msgspec.Struct, frozen=True):
@@ -250,9 +202,6 @@ class Dying(msgspec.Struct, frozen=True):
     """The delivery whose callback ends it; None when that is none's doing."""
 
 
-_dying_decoder = msgspec.json.Decoder(Dying)
-
-
 def dying_frame(dying: Dying) -> bytes:
     """A DYING frame."""
     return frame(Kind.DYING, _encoder.encode(dying))
@@ -260,9 +209,9 @@ def dying_frame(dying: Dying) -> bytes:
 
 def unpack_dying(payload: bytes) -> Dying:
     """The account in a DYING payload."""
-    return _dying_decoder.decode(payload)
+    return msgspec.msgpack.decode(payload, type=Dying)
 
 
 def json_frame(kind: Kind, value: Any) -> bytes:
     """A HELLO, READY or FAILED frame."""
-    return frame(kind, _encoder.encode(value))
+    return frame(kind, msgspec.json.encode(value))

@@ -6,10 +6,12 @@ nothing a task logs can block on a full pipe, and the two never mix inside a lin
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,10 @@ import msgspec
 
 # `import structlog` imports rich when it is there, for tracebacks that workers do not draw: 5 MiB and 150 ms in each
 # of two processes. The CLI's tables import rich later, so the name is freed again.
-_had_rich = "rich" in sys.modules
-if not _had_rich:
-    sys.modules["rich"] = None  # type: ignore[assignment]
+sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 import structlog  # noqa: E402
 
-if not _had_rich:
+if sys.modules.get("rich") is None:
     del sys.modules["rich"]
 
 from workerkit.timestamps import timestamp  # noqa: E402
@@ -55,19 +55,14 @@ def render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes
     try:
         return _encoder.encode(event) + b"\n"
     except Exception:  # noqa: BLE001 - a repr is the user's code, and a line must not fail the callback that logs it
-        return _encoder.encode({_text(key): _as_json(value) for key, value in event.items()}) + b"\n"
+        return _encoder.encode({_as_json(key): _as_json(value) for key, value in event.items()}) + b"\n"
 
 
 def _as_json(value: Any) -> Any:
     """The value if it can be encoded, else a text that says what it is."""
-    try:
+    with contextlib.suppress(Exception):
         _encoder.encode(value)
-    except Exception:  # noqa: BLE001 - as above
-        return _text(value)
-    return value
-
-
-def _text(value: Any) -> str:
+        return value
     try:
         text = str(value) if isinstance(value, str) else repr(value)
     except Exception:  # noqa: BLE001 - as above
@@ -76,19 +71,17 @@ def _text(value: Any) -> str:
 
 
 def _exc_info_to_stack(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    exc_info = event.pop("exc_info", None)
-    if exc_info:
-        if isinstance(exc_info, BaseException):
-            exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
-        elif not isinstance(exc_info, tuple):
-            exc_info = sys.exc_info()
-        if exc_info[1] is not None:
-            event["exc_type"] = exc_info[0].__qualname__
-            event["stack"] = structlog.processors.format_exc_info(_logger, _method, {"exc_info": exc_info})["exception"]
+    error = event.pop("exc_info", None)
+    if error:
+        if not isinstance(error, BaseException):
+            error = (error if isinstance(error, tuple) else sys.exc_info())[1]
+        if error is not None:
+            event["exc_type"] = type(error).__qualname__
+            event["stack"] = "".join(traceback.format_exception(error)).rstrip("\n")
     return event
 
 
-def _chain(context: Callable[[], Mapping[str, Any]], last: Any) -> list[Any]:
+def _chain(context: Callable[[], Mapping[str, Any]]) -> list[Any]:
     def add_context(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         for key, value in context().items():
             event.setdefault(key, value)
@@ -105,7 +98,7 @@ def _chain(context: Callable[[], Mapping[str, Any]], last: Any) -> list[Any]:
         structlog.processors.StackInfoRenderer(),
         _exc_info_to_stack,
         order,
-        last,
+        render_json,
     ]
 
 
@@ -124,7 +117,7 @@ class _StdlibHandler(logging.Handler):
 def configure(level: str, context: Callable[[], Mapping[str, Any]], write: Callable[[bytes], None]) -> None:
     """Send structlog's lines, as JSON, to ``write``; ``context`` gives keys that each line carries."""
     structlog.configure(
-        processors=_chain(context, render_json),
+        processors=_chain(context),
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_args: _Lines(write),
         cache_logger_on_first_use=False,
@@ -162,7 +155,7 @@ class ConsumerLog:
         # Not structlog's global configuration: with --inline that belongs to the executor in the same process.
         self.logger: FilteringBoundLogger = structlog.wrap_logger(
             _Lines(self.write_line),
-            processors=_chain(lambda: context, render_json),
+            processors=_chain(lambda: context),
             wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
             context_class=dict,
         )

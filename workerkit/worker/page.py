@@ -46,10 +46,9 @@ class Page:
     killed.
 
     Each delivery that is sent to an executor has a slot, which no other one gets before the consumer has let go of it.
-    The executor writes there that it has begun, since when, and, for an acknowledgement, that it is done. So
-    acknowledging costs no system call, unlike a frame, whose sending was measured to take half as long as all the rest
-    of a short message; and there is no index that threads, or an exception out of a signal handler, could get wrong.
-    The consumer writes there that a delivery must not be started any more, or that it is the broker's again.
+    Acknowledging there costs no system call, unlike a frame, whose sending was measured to take half as long as all the
+    rest of a short message; and there is no index that threads, or an exception out of a signal handler, could get
+    wrong.
     """
 
     SIZE = 8 * (_FIRST + _STRIDE * SLOTS)
@@ -69,10 +68,7 @@ class Page:
     # ---- written by the executor
 
     def begin(self, slot: int, seq: int, phase: int, now_ns: int) -> None:
-        """It starts on ``seq``, or on the next phase of it. The state is written last: it is what makes the rest true.
-
-        At no moment does a delivery that runs look as if it did not.
-        """
+        """It starts on ``seq``, or on its next phase. The state is written last: it is what makes the rest true."""
         words, base = self._words, _FIRST + slot * _STRIDE
         words[base + _SINCE] = now_ns
         words[base] = seq << 2 | phase

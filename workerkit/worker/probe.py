@@ -6,6 +6,7 @@ The answer is the truth, not a guess from reading the class: ``initialize`` has 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,17 +33,8 @@ class NotLoaded:
     """Why, complete: it names the worker."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One worker to ask about.
-
-    Attributes:
-        spec: what its executor is told.
-        environment: further environment variables of its executor.
-    """
-
-    spec: Spec
-    environment: Mapping[str, str]
+Question = tuple[Spec, Mapping[str, str]]
+"""One worker to ask about: what its executor is told, and further environment variables of that."""
 
 
 def resolve(questions: Sequence[Question], deadline: float = DEADLINE) -> list[Resolved | NotLoaded]:
@@ -50,7 +42,7 @@ def resolve(questions: Sequence[Question], deadline: float = DEADLINE) -> list[R
 
     Args:
         questions: the workers.
-        deadline: seconds for each of them.
+        deadline: seconds for each.
 
     Raises:
         OSError: no process could be started.
@@ -69,34 +61,30 @@ def resolve(questions: Sequence[Question], deadline: float = DEADLINE) -> list[R
 
 
 class _Probe:
-    """One executor, for as long as it takes to answer. Its ``Events`` in the sense of ``child``."""
+    """One executor, for as long as it takes to answer."""
 
     def __init__(self, question: Question) -> None:
-        self._worker = question.spec.worker
-        loop = asyncio.get_running_loop()
-        self._answer: asyncio.Future[Resolved | NotLoaded] = loop.create_future()
+        spec, environment = question
+        self._worker = spec.worker
+        self._answer: asyncio.Future[Resolved | NotLoaded] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
-        self._last_line = ""
-        self._child = ProcessChild(self, question.environment)
-        self._child.send(json_frame(Kind.HELLO, question.spec))
+        self._last_line = ""  # may be all there is to say why it died
+        self._child = ProcessChild(self, environment)
+        self._child.send(json_frame(Kind.HELLO, spec))
 
     async def answer_within(self, deadline: float) -> Resolved | NotLoaded:
         """The answer; whatever happens, the process is gone when this returns."""
         try:
             done, _ = await asyncio.wait([self._answer], timeout=deadline)
             if not done:
-                return self._not_loaded(f"its task did not get ready within {deadline:g} s{self._said()}")
+                return self._not_loaded(f"did not get ready within {deadline:g} s")
             self._child.send(frame(Kind.STOP))
-            await self._wait_until_gone(_EXIT_GRACE)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), _EXIT_GRACE)
             return self._answer.result()
         finally:
             self._child.kill()
             await self._gone.wait()
-
-    async def _wait_until_gone(self, seconds: float) -> None:
-        waiting = asyncio.ensure_future(self._gone.wait())
-        await asyncio.wait([waiting], timeout=seconds)
-        waiting.cancel()
 
     def on_frames(self, frames: list[Frame]) -> None:
         """Take the answer; log lines of the task are something that nobody has asked for."""
@@ -109,14 +97,12 @@ class _Probe:
     def on_congested(self, congested: bool) -> None:
         """Next to nothing is ever sent."""
 
-    def on_output(self, stream: str, line: str) -> None:  # noqa: ARG002 - Events' signature
-        """Keep the last line that the task wrote: it may be all there is to say why it died."""
+    def on_output(self, stream: str, line: str) -> None:  # noqa: ARG002 - ChildEvents' signature
         self._last_line = line
 
     def on_exit(self, status: Exit) -> None:
-        """It is gone; if that was all, say how."""
         how = classify(status, oom_killed=False).message
-        self._set_answer(self._not_loaded(f"its task did not load: {how}{self._said()}"))
+        self._set_answer(self._not_loaded(f"did not load: {how}"))
         self._child.close()
         self._gone.set()
 
@@ -125,7 +111,5 @@ class _Probe:
             self._answer.set_result(answer)
 
     def _not_loaded(self, why: str) -> NotLoaded:
-        return NotLoaded(f"worker {self._worker!r}: {why}")
-
-    def _said(self) -> str:
-        return f"; its last line was {self._last_line!r}" if self._last_line else ""
+        said = f"; its last line was {self._last_line!r}" if self._last_line else ""
+        return NotLoaded(f"worker {self._worker!r}: its task {why}{said}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from workerkit.errors import ConfigurationError
 
@@ -29,11 +29,12 @@ class Strategy(Protocol):
         """The queue whose next message is to run. ``waiting`` has how many each queue has here, of those with any."""
 
 
-class Selector(Protocol):
+class Selector:
     """How the worker asks."""
 
     def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
         """The queue whose next message is to run; None to wait for a ``MOMENT``. ``now`` is monotonic."""
+        raise NotImplementedError
 
     def on_open(self, queue: str, now: float) -> None:
         """The queue may send something: it is consumed from now on, or has room for more again."""
@@ -42,7 +43,7 @@ class Selector(Protocol):
         """Messages of the queue have arrived. ``full``: they fill its window, so there may be more of them."""
 
 
-class Weighted:
+class Weighted(Selector):
     """Each queue gets its share of the starts, in proportion to its weight (stride scheduling).
 
     A queue that had nothing does not save up its turns, but for a few, as messages on their way are not missing.
@@ -62,14 +63,8 @@ class Weighted:
         passes[chosen] += strides[chosen]
         return chosen
 
-    def on_open(self, queue: str, now: float) -> None:
-        """Nothing depends on it."""
 
-    def on_arrival(self, queue: str, now: float, *, full: bool) -> None:
-        """Nor on what arrives."""
-
-
-class Strict:
+class Strict(Selector):
     """The highest weight first; a lower queue only when every higher one is empty.
 
     Args:
@@ -119,12 +114,12 @@ class Strict:
         self._since.setdefault(queue, now)
 
 
-class Custom:
+class Custom(Weighted):
     """A user's strategy. What it gets wrong is reported once, and from then on ``weighted`` decides."""
 
-    def __init__(self, strategy: Strategy, weights: Mapping[str, int], report: Any) -> None:
+    def __init__(self, strategy: Strategy, weights: Mapping[str, int], report: Callable[[str], None]) -> None:
+        super().__init__(weights)
         self._strategy: Strategy | None = strategy
-        self._weighted = Weighted(weights)
         self._report = report
 
     def choose(self, waiting: Mapping[str, int], now: float) -> str | None:
@@ -137,26 +132,24 @@ class Custom:
             except Exception as error:  # noqa: BLE001 - it is the user's code
                 self._strategy = None
                 self._report(f"{type(error).__name__}: {error}")
-        return self._weighted.choose(waiting, now)
-
-    def on_open(self, queue: str, now: float) -> None:
-        """Nothing depends on it."""
-
-    def on_arrival(self, queue: str, now: float, *, full: bool) -> None:
-        """Nor on what arrives."""
+        return super().choose(waiting, now)
 
 
 def make_selector(
-    select: str, weights: Mapping[str, int], starve_after: float | None, report: Any, project_root: str = ""
+    select: str,
+    weights: Mapping[str, int],
+    starve_after: float | None,
+    report: Callable[[str], None],
+    project_root: str = "",
 ) -> Selector:
     """The selector that ``select`` names.
 
     Args:
-        select: ``weighted``, ``strict`` or ``module:Class``.
+        select: ``weighted``, ``strict`` or ``module:Class``, a user's strategy.
         weights: by queue.
         starve_after: see ``Strict``.
         report: called with a text when a user's strategy fails.
-        project_root: where a user's strategy is imported from, besides what is installed.
+        project_root: where that is imported from, besides what is installed.
 
     Raises:
         ConfigurationError: there is no such class, or it cannot be made.

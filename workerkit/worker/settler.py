@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workerkit.ports import Broker, Delivery, Settled
 from workerkit.properties import decode_ids
@@ -17,13 +17,10 @@ from workerkit.settlement import (
     Outcome,
     Release,
     RetryLater,
+    Settlement,
     Verb,
 )
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
-
-WriteEvents = Callable[[str, str, list[dict[str, Any]]], None]
+from workerkit.worker.logs import ConsumerLog
 
 
 class Settler:
@@ -32,17 +29,14 @@ class Settler:
     Args:
         broker: settles on the wire.
         log: one line per settled message goes here, bodies never.
-        write_events: takes many events of one level and name at once: one for each acknowledged message.
         changed: called when the broker has answered.
     """
 
-    def __init__(
-        self, broker: Broker, log: FilteringBoundLogger, write_events: WriteEvents, changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, broker: Broker, log: ConsumerLog, changed: Callable[[], None]) -> None:
         self._broker = broker
-        self._log = log
-        self._write_events = write_events
-        self._log_each = log.is_enabled_for(20)
+        self._log = log.logger
+        self._write_events = log.write_events
+        self._log_each = log.logger.is_enabled_for(20)
         self._changed = changed
         self._unanswered = 0
         self.policy = RetryPolicy()
@@ -74,11 +68,16 @@ class Settler:
     def on_settled(self, settled: Sequence[Settled]) -> None:
         """The broker has these."""
         self._unanswered -= len(settled)
-        others = [pair for pair in settled if type(pair[1]) is not Acknowledge]
-        if self._log_each and len(others) < len(settled):
-            self._write_acked([delivery for delivery, settlement in settled if type(settlement) is Acknowledge])
-        for delivery, settlement in others:
-            self._write(delivery, settlement)
+        acked = [delivery for delivery, settlement in settled if type(settlement) is Acknowledge]
+        if acked and self._log_each:
+            events = [
+                {"outcome": "acked", **describe(delivery), "duration_ms": round(delivery.duration_ns / 1e6, 3)}
+                for delivery in acked
+            ]
+            self._write_events("info", "message.settled", events)
+        if len(acked) < len(settled):
+            for delivery, settlement in settled:
+                self._write(delivery, settlement)
         self._changed()
 
     def on_dropped(self, deliveries: Sequence[Delivery], why: str) -> None:
@@ -93,14 +92,7 @@ class Settler:
         self._unanswered -= 1
         self.settle(delivery, Outcome(Verb.NACK, cause=cause))
 
-    def _write_acked(self, acked: Sequence[Delivery]) -> None:
-        events = [
-            {"outcome": "acked", **describe(delivery), "duration_ms": round(delivery.duration_ns / 1e6, 3)}
-            for delivery in acked
-        ]
-        self._write_events("info", "message.settled", events)
-
-    def _write(self, delivery: Delivery, settlement: Any) -> None:
+    def _write(self, delivery: Delivery, settlement: Settlement) -> None:
         match settlement:
             case Release(releases=releases, delay=delay) if releases:
                 about: dict[str, Any] = {"delay": delay} if delay else {}

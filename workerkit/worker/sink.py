@@ -6,7 +6,6 @@ import os
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
@@ -28,7 +27,7 @@ class LineSink:
     def __init__(self, fd: int, dropped_line: Callable[[int, str], bytes]) -> None:
         self._fd = fd
         self._dropped_line = dropped_line
-        self._lines: deque[bytes] = deque()
+        self._lines: list[bytes] = []
         self._queued = 0
         self._dropped = 0
         self._why = ""
@@ -62,23 +61,18 @@ class LineSink:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._lines and not self._closing:
-                    self._wake.wait()
-                if not self._lines and not (self._dropped and not self._closing):
+                self._wake.wait_for(lambda: self._lines or self._closing)
+                if not self._lines:
                     return
-                if self._dropped:
-                    self._lines.appendleft(self._dropped_line(self._dropped, self._why))
-                    announced, self._dropped = self._dropped, 0
-                else:
-                    announced = 0
-                count = len(self._lines)
-                chunk = b"".join(self._lines)
+                count, dropped = len(self._lines), self._dropped
+                announcement = self._dropped_line(dropped, self._why) if dropped else b""
+                chunk = announcement + b"".join(self._lines)
                 self._lines.clear()
-                self._queued = 0
+                self._queued = self._dropped = 0
             why = self._write_all(chunk)
             if why:
                 with self._wake:
-                    self._drop(count - bool(announced) + announced, why)
+                    self._drop(count + dropped, why)
 
     def _write_all(self, chunk: bytes) -> str:
         """Write the chunk; return why it could not be written, or nothing."""

@@ -242,7 +242,7 @@ def test_a_setting_of_the_command_line_wins_over_initialize(four):
     """And says so; the half of ``retry`` that is not given stays what it was."""
     loaded = load(Path("config/workerkit.yaml"), {})
     overrides = parse_overrides(["auto_ack=true", "queues={a: 2, b: 1}", "retry.max_attempts=3"], "four")
-    [answer] = probe.resolve([probe.Question(worker_spec(loaded, "four", overrides=overrides), {})])
+    [answer] = probe.resolve([(worker_spec(loaded, "four", overrides=overrides), {})])
     assert (answer.auto_ack, answer.queues, answer.ttl) == (True, {"a": 2, "b": 1}, 300)
     assert (answer.max_attempts, answer.delays) == (3, (1.0, 90.0))
     assert {key for key, origin in answer.origins.items() if origin == "command line"} == set(overrides)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 from pool_fakes import KILLED, STOPPED, FakeChild, make_delivery, make_log, make_spec
@@ -10,7 +10,7 @@ from pool_fakes import KILLED, STOPPED, FakeChild, make_delivery, make_log, make
 from workerkit.ports import Broker, BrokerEvents, Capabilities, Plan, Settled
 from workerkit.settlement import ACK, HAND_BACK, Acknowledge, Cause, Outcome, Settlement
 from workerkit.worker.child import ChildEvents, Exit
-from workerkit.worker.consumer import Consumer, Options
+from workerkit.worker.consumer import Consumer
 from workerkit.worker.link import Kind
 
 
@@ -223,14 +223,16 @@ class Scene:
         log, self.logs = make_log()
         self.consumer = Consumer(
             make_spec(**(spec or {})),
-            Options(grace=grace, limit=limit),
+            grace=grace,
+            limit=limit,
             broker=broker or self.peer,
             start_child=self._start,
-            log=log,
-            write_line=lambda _: None,
-            write_events=lambda level, event, events: self.logs.extend({"event": event, **about} for about in events),
+            log=SimpleNamespace(logger=log, write_line=lambda _: None, write_events=self._write_events),
         )
         self._run: asyncio.Task[None]
+
+    def _write_events(self, _level: str, event: str, events: list[dict[str, Any]]) -> None:
+        self.logs += [{"event": event, **about} for about in events]
 
     def _start(self, events: ChildEvents) -> Any:
         self.children.append(WorkingChild(events, 4711 + len(self.children), self))

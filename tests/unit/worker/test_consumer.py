@@ -527,9 +527,9 @@ class TestTrouble:
             scene.loads = False
             scene.on_load = lambda child: child.die(Exit(code=75, signal=None))
             scene.child.die()
-            await until(lambda: "stalled" in scene.consumer._reasons)
+            await until(lambda: "stalled" in scene.consumer._intake.reasons)
             scene.loads = True
-            await until(lambda: "stalled" not in scene.consumer._reasons)
+            await until(lambda: "stalled" not in scene.consumer._intake.reasons)
             await turn()
             assert scene.peer.window == {"jobs": 0}
             scene.consumer.resume()

@@ -1,7 +1,6 @@
 """What may be taken now, and how the broker is told."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from consumer_fakes import Peer, until
@@ -9,31 +8,32 @@ from pool_fakes import make_delivery, make_log, turn
 
 from workerkit.ports import Delivery
 from workerkit.worker.intake import Intake
+from workerkit.worker.selection import Selector
 
 SHORT = [make_delivery(duration_ns=10_000)] * 10
 LONG = [make_delivery(duration_ns=5_000_000_000)]
 
 
-class Scene:
-    """An intake that has begun to take."""
+class Scene(Selector):
+    """An intake that has begun to take, and what it tells."""
 
-    def __init__(self, *queues: str, ordered: bool = False, **changes: Any) -> None:
+    def __init__(
+        self,
+        *queues: str,
+        fixed: int | None = None,
+        slots: int = 1,
+        most: int | None = None,
+        ordered: bool = False,
+    ) -> None:
         self.peer = Peer(ordered=ordered)
         self.opened: list[str] = []
         self.failures: list[BaseException] = []
-        self.reasons: set[str] = set()
         log, self.logs = make_log()
-        arguments = {"fixed": None, "slots": 1, "most": None} | changes
-        self.intake = Intake(
-            self.peer,
-            queues or ("jobs",),
-            reasons=self.reasons,
-            on_open=lambda queue, _now: self.opened.append(queue),
-            on_failed=self.failures.append,
-            log=log,
-            **arguments,
-        )
-        self.intake.reconcile()
+        self.intake = Intake(self.peer, most, self.failures.append, log)
+        self.intake.open(queues or ("jobs",), fixed, slots, self)
+
+    def on_open(self, queue: str, now: float) -> None:
+        self.opened.append(queue)
 
     async def settled(self) -> dict[str, int]:
         """What the broker was told last, when it has been told everything."""
@@ -58,14 +58,11 @@ async def test_nothing_is_taken_while_there_is_a_reason() -> None:
     scene = Scene(fixed=20)
     await scene.settled()
     for reason in ("paused", "stalled"):
-        scene.reasons.add(reason)
-        scene.intake.reconcile()
+        scene.intake.refuse(reason)
     assert await scene.settled() == {"jobs": 0}
-    scene.reasons.discard("paused")
-    scene.intake.reconcile()
+    scene.intake.allow("paused")
     assert await scene.settled() == {"jobs": 0}
-    scene.reasons.discard("stalled")
-    scene.intake.reconcile()
+    scene.intake.allow("stalled")
     assert await scene.settled() == {"jobs": 20}
     assert scene.peer.takes == [("jobs", 20), ("jobs", 0), ("jobs", 20)]
     assert scene.opened == ["jobs", "jobs"], "a queue that is closed is not open"
@@ -77,12 +74,10 @@ async def test_what_changes_while_the_broker_is_told_follows_and_what_changed_ba
     await scene.settled()
     scene.peer.may_answer_take.clear()
     for present in (True, False, True, False, True):
-        (scene.reasons.add if present else scene.reasons.discard)("paused")
-        scene.intake.reconcile()
+        (scene.intake.refuse if present else scene.intake.allow)("paused")
         await turn()
         assert scene.peer.taking == 1
-    scene.reasons.discard("paused")
-    scene.intake.reconcile()
+    scene.intake.allow("paused")
     scene.peer.may_answer_take.set()
     assert await scene.settled() == {"jobs": 20}
     assert scene.peer.takes == [("jobs", 20), ("jobs", 0), ("jobs", 20)]
@@ -162,12 +157,10 @@ class TestAuto:
         """What was running then has said how long callbacks take."""
         scene = Scene()
         await scene.settled()
-        scene.reasons.add("paused")
-        scene.intake.reconcile()
+        scene.intake.refuse("paused")
         scene.note(SHORT)
         assert await scene.settled() == {"jobs": 0}
-        scene.reasons.discard("paused")
-        scene.intake.reconcile()
+        scene.intake.allow("paused")
         assert await scene.settled() == {"jobs": 500}
 
 

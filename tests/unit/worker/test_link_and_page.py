@@ -132,6 +132,17 @@ def test_a_settlement_arrives_as_it_was(seq: int, duration: int, outcome: Outcom
     assert unpack_settled(*where) == (seq, duration, outcome)
 
 
+def test_a_queue_may_be_named_by_a_text_of_the_users_own_kind() -> None:
+    """What publishing takes must not be refused on the way, when the callback is over."""
+
+    class Name(str):
+        __slots__ = ()
+
+    outcome = Outcome(Verb.ACK, publish=(Outgoing("", Name("jobs"), b"", b"{}"),))
+    ((_, *where),) = FrameReader().feed(settled_frame(1, 2, outcome))
+    assert unpack_settled(*where) == (1, 2, outcome)
+
+
 @given(causes, st.none() | sequence)
 def test_the_account_of_a_death_arrives_as_it_was(cause: Cause, seq: int | None) -> None:
     """The last words of a dying executor, and whose doing it is."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import structlog
@@ -54,7 +55,8 @@ class Scene:
         self.settler.policy = RetryPolicy(3, (7.0,))
 
     def make_settler(self, log: Any) -> Settler:
-        return Settler(self.broker, log, self.write_events, self.changed.set)  # type: ignore[arg-type]
+        lines = SimpleNamespace(logger=log, write_events=self.write_events)
+        return Settler(self.broker, lines, self.changed.set)  # type: ignore[arg-type]
 
     def write_events(self, level: str, event: str, events: list[dict[str, Any]]) -> None:
         self.logs += [{"event": event, "log_level": level, **about} for about in events]
