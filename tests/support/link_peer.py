@@ -20,14 +20,13 @@ from workerkit.properties import Properties, encode
 from workerkit.settlement import Outcome
 from workerkit.worker.link import (
     Aftermath,
+    Dying,
     FrameReader,
     Kind,
     aftermath_frame,
-    cancel_frame,
     deliver_frames,
     frame,
     json_frame,
-    unpack_dying,
     unpack_settled,
 )
 from workerkit.worker.loading import Resolved, Spec
@@ -120,7 +119,7 @@ class Peer:
         self.send(aftermath_frame(delivery, aftermath, self._queues))
 
     def cancel(self, seq: int) -> None:
-        self.send(cancel_frame(seq))
+        self.send(json_frame(Kind.CANCEL, seq))
 
     def stop(self) -> None:
         self.send(frame(Kind.STOP))
@@ -142,7 +141,7 @@ class Peer:
 
     def death(self) -> Any:
         """The account of a DYING frame; waits for it."""
-        return unpack_dying(self.frame_of(Kind.DYING))
+        return msgspec.json.decode(self.frame_of(Kind.DYING), type=Dying)
 
     def exit_code(self) -> int:
         """Read to the end of the link and return how the process ended."""

@@ -22,7 +22,7 @@ import msgspec
 from workerkit.errors import ExitCode, TaskLoadError
 from workerkit.settlement import Cause, Reason
 from workerkit.worker import logs
-from workerkit.worker.link import Dying, Frame, Kind, dying_frame, json_frame
+from workerkit.worker.link import Dying, Frame, Kind, json_frame
 from workerkit.worker.loading import Spec, load_class, prepare
 from workerkit.worker.looping import LoopRunner, new_event_loop
 from workerkit.worker.page import Page
@@ -30,7 +30,9 @@ from workerkit.worker.running import BlockingRunner
 from workerkit.worker.uplink import Uplink, exit_code
 
 _PR_SET_PDEATHSIG = 1
-_OUT_OF_MEMORY = dying_frame(Dying(Cause(Reason.MEMORY, "out of memory outside the callback", "MemoryError")))
+_OUT_OF_MEMORY = json_frame(
+    Kind.DYING, Dying(Cause(Reason.MEMORY, "out of memory outside the callback", "MemoryError"))
+)
 _open_to_the_end: list[socket.socket] = []
 """The link stays open after ``main``: what the user registered with ``atexit`` may log."""
 

@@ -22,14 +22,13 @@ from workerkit.worker.custody import Holding
 from workerkit.worker.deaths import classify, timed_out
 from workerkit.worker.link import (
     Aftermath,
+    Dying,
     Frame,
     Kind,
     aftermath_frame,
-    cancel_frame,
     deliver_frames,
     frame,
     json_frame,
-    unpack_dying,
     unpack_settled,
 )
 from workerkit.worker.loading import Resolved
@@ -174,7 +173,7 @@ class Life:
             elif kind == Kind.READY:
                 self._on_ready(msgspec.json.decode(data[start:end], type=Resolved))
             elif kind == Kind.DYING:
-                dying = unpack_dying(data[start:end])
+                dying = msgspec.json.decode(data[start:end], type=Dying)
                 self.named = dying.seq if self.named is None else self.named
                 self._cause = self._cause or dying.cause
                 self.kill_after(SHUTDOWN_TIMEOUT + EXIT_TIMEOUT)
@@ -279,7 +278,7 @@ class Life:
             return False
         cause = cause or timed_out(self._callback_timeout, "", "the callback")
         self._cancelled[one.seq] = self._loop.time() + CANCEL_TIMEOUT, cause
-        self._child.send(cancel_frame(one.seq))
+        self._child.send(json_frame(Kind.CANCEL, one.seq))
         return True
 
     async def _end(self, one: Running) -> None:

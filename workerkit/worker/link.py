@@ -24,7 +24,6 @@ from workerkit.settlement import Cause, Outcome, Verb
 _FRAME = struct.Struct("<IB")
 _DELIVER_FRAME = struct.Struct("<IBI")  # with the size of the head, which is in front of the body
 _SIZE = struct.Struct("<I")
-_SEQ = struct.Struct("<Q")
 
 READ_SIZE = 256 * 1024
 _BIG_BODY = 32 * 1024
@@ -171,16 +170,6 @@ def unpack_aftermath(payload: bytes, queues: Sequence[str]) -> tuple[int, int, I
     return seq, slot, message, msgspec.msgpack.decode(payload[_SIZE.size : rest], type=Aftermath)
 
 
-def cancel_frame(seq: int) -> bytes:
-    """A CANCEL frame: the callback of ``seq`` has run too long, or for nothing."""
-    return frame(Kind.CANCEL, _SEQ.pack(seq))
-
-
-def unpack_seq(data: bytes, start: int) -> int:
-    """The sequence number in a CANCEL payload."""
-    return int(_SEQ.unpack_from(data, start)[0])
-
-
 def settled_frame(seq: int, duration_ns: int, outcome: Outcome) -> bytes:
     """A SETTLED frame."""
     settled = _Settled(seq, duration_ns, outcome.verb, outcome.delay, outcome.cause, outcome.publish)
@@ -202,16 +191,6 @@ class Dying(msgspec.Struct, frozen=True):
     """The delivery whose callback ends it; None when that is none's doing."""
 
 
-def dying_frame(dying: Dying) -> bytes:
-    """A DYING frame."""
-    return frame(Kind.DYING, _encoder.encode(dying))
-
-
-def unpack_dying(payload: bytes) -> Dying:
-    """The account in a DYING payload."""
-    return msgspec.msgpack.decode(payload, type=Dying)
-
-
 def json_frame(kind: Kind, value: Any) -> bytes:
-    """A HELLO, READY or FAILED frame."""
+    """A frame of another kind: HELLO, CANCEL with the number of a delivery, READY, FAILED or DYING."""
     return frame(kind, msgspec.json.encode(value))

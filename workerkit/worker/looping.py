@@ -14,13 +14,15 @@ from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from workerkit.errors import ExitCode
 from workerkit.message import MessageAdapter
 from workerkit.payload import body_decoder
 from workerkit.settlement import Cause, Outcome
 from workerkit.task import WorkerTask
 from workerkit.worker.execution import end_by_async, execute_async, exit_cause
-from workerkit.worker.link import Dying, Frame, Kind, dying_frame, unpack_aftermath, unpack_delivery, unpack_seq
+from workerkit.worker.link import Dying, Frame, Kind, json_frame, unpack_aftermath, unpack_delivery
 from workerkit.worker.steps import Steps, Turn
 from workerkit.worker.uplink import Uplink, exit_code
 
@@ -113,10 +115,10 @@ class LoopRunner:
 
     def _take(self, frames: list[Frame]) -> None:
         for frame in frames:
-            kind, data, start, _ = frame
+            kind, data, start, end = frame
             if kind == Kind.CANCEL:
                 self._start_waiting()  # it may be for one that came in the same read
-                self._cancel(unpack_seq(data, start))
+                self._cancel(msgspec.json.decode(data[start:end], type=int))
             else:
                 self._waiting.append(frame)
         self._start_waiting()
@@ -215,7 +217,7 @@ class LoopRunner:
         turn = next((turn for turn in self._running.values() if turn.exits), None)
         if turn is None:
             if self._dying is None:
-                self._uplink.send(dying_frame(Dying(cause)))
+                self._uplink.send(json_frame(Kind.DYING, Dying(cause)))
             return
         if self._dying is None:
             self._die(turn, cause)

@@ -12,7 +12,7 @@ from collections import deque
 
 from workerkit.errors import ExitCode
 from workerkit.settlement import ACK, RELEASE, Cause, Outcome, Reason
-from workerkit.worker.link import READ_SIZE, Dying, Frame, FrameReader, Kind, dying_frame, frame, settled_frame
+from workerkit.worker.link import READ_SIZE, Dying, Frame, FrameReader, Kind, frame, json_frame, settled_frame
 from workerkit.worker.page import Page, Phase
 
 _WAKE = frame(Kind.WAKE)
@@ -152,7 +152,7 @@ class LinkHandle:
         """Announce the death of this executor before ``shutdown`` runs: its cause is known even if that dies too."""
         if self.uplink.forked:
             os._exit(exit_code(cause))  # the end of the child, not of the executor
-        self.uplink.send(dying_frame(Dying(cause, self.seq)))
+        self.uplink.send(json_frame(Kind.DYING, Dying(cause, self.seq)))
         self.begin_shutdown()
 
     def settle(self, outcome: Outcome) -> None:

@@ -19,13 +19,11 @@ from workerkit.worker.link import (
     Dying,
     FrameReader,
     Kind,
-    dying_frame,
     frame,
     json_frame,
     settled_frame,
     unpack_aftermath,
     unpack_delivery,
-    unpack_seq,
 )
 from workerkit.worker.loading import Resolved, Spec
 from workerkit.worker.page import Page, Phase
@@ -100,7 +98,7 @@ class FakeChild:
                 self._receive(Sent(int(message.body), slot, seq, aftermath))
             elif kind == Kind.CANCEL:
                 seqs = {seq: tag for tag, (_, seq) in self.places.items()}
-                self.cancelled.append(seqs[unpack_seq(data, start)])
+                self.cancelled.append(seqs[msgspec.json.decode(data[start:end])])
 
     def drain(self) -> bool:
         unread, self._unread = self._unread, b""
@@ -196,7 +194,7 @@ class FakeChild:
     def announce(self, cause: Cause, tag: int | None) -> None:
         """Say what it dies of, and that shutdown() is about to run here."""
         seq = None if tag is None else self.places[tag][1]
-        self.say(dying_frame(Dying(cause, seq)))
+        self.say(json_frame(Kind.DYING, Dying(cause, seq)))
         if tag is not None:
             self.page.begin(*self.places[tag], Phase.SHUTDOWN, 1)
 

@@ -27,7 +27,7 @@ from workerkit.payload import body_decoder
 from workerkit.properties import encode
 from workerkit.settlement import ACK, Outcome, Verb
 from workerkit.worker.execution import MAX_TEXT, MAX_TRACEBACK, end_by, end_by_async, execute, execute_async
-from workerkit.worker.link import Dying, FrameReader, dying_frame, unpack_dying
+from workerkit.worker.link import Dying, FrameReader, Kind, json_frame
 
 
 def as_coroutine(worker: WorkerTask) -> WorkerTask:
@@ -100,8 +100,8 @@ def raising(error: BaseException) -> Callable[[MessageAdapter], None]:
 
 
 def sent_over_the_link(cause: Cause) -> Cause:
-    ((_, data, start, end),) = FrameReader().feed(dying_frame(Dying(cause)))
-    return unpack_dying(data[start:end]).cause
+    ((_, data, start, end),) = FrameReader().feed(json_frame(Kind.DYING, Dying(cause)))
+    return msgspec.json.decode(data[start:end], type=Dying).cause
 
 
 @pytest.fixture(params=[False, True], ids=["function", "coroutine"])
