@@ -283,12 +283,12 @@ class Redelivery:
             return retry_queue_name(queue, delay), delay
         wanted = explicit_retry_queue(queue, delay)
         nearest = nearest_declared(declared, delay) if declared else None
-        if wanted.name not in self._refused:
-            if source is None or source.settings.declare:
-                ask = partial(Channel.declare_queue, name=wanted.name, arguments=wanted.arguments)
-                with contextlib.suppress(AccessRefused, PreconditionFailed):
-                    await self._check(wanted.name, ask)
-                    return wanted.name, delay
+        if wanted.name not in self._refused and (source is None or source.settings.declare):
+            ask = partial(Channel.declare_queue, name=wanted.name, arguments=wanted.arguments)
+            with contextlib.suppress(AccessRefused, PreconditionFailed):
+                await self._check(wanted.name, ask)
+                return wanted.name, delay
+        if wanted.name not in self._refused:  # others may have asked at the same time
             self._refused.add(wanted.name)
             why = "the user may not declare a queue for this delay"
             self._log.warning("retry.delay_changed", queue=queue, wanted=delay, used=nearest, why=why)
