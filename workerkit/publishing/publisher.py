@@ -21,6 +21,8 @@ _STALL = 5.0
 _EXIT_PATIENCE = 2.0
 """Seconds for which the end of the interpreter waits for what threads that it does not wait for are publishing."""
 
+_DOES_NOT_RUN, _REMEDY = "the publisher's thread does not run", "uWSGI needs `enable-threads`"
+
 T = TypeVar("T")
 _ProcessKey = tuple[int, int]
 _forks = 0  # a process id alone may come back in a descendant
@@ -145,7 +147,10 @@ class Publisher(BasePublisher):
         thread = self._threads.get(key)
         if thread is None:
             make_adapter, timeout = self._make_adapter, self._timeout  # the thread must not keep `self` alive
-            fresh = LoopThread(lambda: Sender(make_adapter(), timeout))
+            try:
+                fresh = LoopThread(lambda: Sender(make_adapter(), timeout), _STALL)
+            except TimeoutError:
+                raise PublishTimeout(f"{_DOES_NOT_RUN}; nothing was sent ({_REMEDY})") from None
             thread = self._threads.setdefault(key, fresh)
             if thread is not fresh:  # somebody else was faster: another thread, or a signal handler in this one
                 fresh.stop()
@@ -157,9 +162,7 @@ def _result(sending: Sending[T], patience: float | None = None) -> T:
         return sending.result(patience)
     except TimeoutError:
         sending.cancel()
-        raise PublishTimeout(
-            "the publisher's thread does not run; the message may have arrived (uWSGI needs `enable-threads`)"
-        ) from None
+        raise PublishTimeout(f"{_DOES_NOT_RUN}; the message may have arrived ({_REMEDY})") from None
     except BaseException:
         sending.cancel()  # interrupted, by Ctrl-C say: what is not sent yet never is
         raise

@@ -67,6 +67,11 @@ class Sending(Generic[T]):
         except asyncio.CancelledError:
             raise RuntimeError("the publisher was closed meanwhile") from None
 
+    @property
+    def started(self) -> bool:
+        """Whether the loop has come to it."""
+        return self._task is not None
+
     def cancel(self) -> None:
         """End it; what is not sent yet never is."""
         self._thread.call(self._cancel)
@@ -85,26 +90,38 @@ class LoopThread:
     """A daemon thread with an event loop and a sender on it; for one process, as a fork takes no threads along.
 
     Nothing here holds its lock while it waits, so all of it may be called from a signal handler that interrupts it.
+
+    Args:
+        make_sender: called on the loop, before the first message.
+        patience: seconds for the thread to run at all.
+
+    Raises:
+        TimeoutError: it does not.
     """
 
-    def __init__(self, make_sender: Callable[[], Sender]) -> None:
+    def __init__(self, make_sender: Callable[[], Sender], patience: float) -> None:
         self._make_sender = make_sender
         self._sender: Sender | None = None
         self._lock = threading.RLock()
         self._stopping = False
-        runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
-        self._loop = runner.get_loop()
-        self._ended = _Gate()
+        # The loop is made over there: that writes to a log, whose lock a signal handler could find held here.
+        made: list[asyncio.AbstractEventLoop] = []
+        there, self._ended = _Gate(), _Gate()
         # Not a ``threading.Thread``: its start takes a lock that all threads share, and may be what is interrupted.
-        self._ident = _thread.start_new_thread(_run, (runner, self._ended))
+        self._ident = _thread.start_new_thread(_run, (made, there, self._ended))
+        if not there.wait(patience):
+            raise TimeoutError
+        (self._loop,) = made
 
     def submit(self, work: Callable[[Sender], Coroutine[Any, Any, T]]) -> Sending[T]:
         """Start ``work`` on the loop. Raises RuntimeError when the thread is being stopped."""
         with self._lock:
-            if self._stopping:
-                raise RuntimeError("the publisher is closed")
             sending: Sending[T] = Sending(self)
-            self._loop.call_soon_threadsafe(lambda: sending.start(self._with_sender(work)))
+            if not self._stopping:
+                self.call(lambda: sending.start(self._with_sender(work)))
+            # A signal handler may have closed it in the midst of the line before, and then that was for nothing.
+            if self._stopping and not sending.started:
+                raise RuntimeError("the publisher is closed")
             return sending
 
     def call(self, function: Callable[[], object]) -> None:
@@ -140,10 +157,12 @@ class LoopThread:
             self._loop.stop()
 
 
-def _run(runner: asyncio.Runner, ended: _Gate) -> None:
+def _run(made: list[asyncio.AbstractEventLoop], there: _Gate, ended: _Gate) -> None:
     """Apart from the object, so that the thread does not keep that alive."""
     try:
-        with runner:  # cancels what is left, and closes the loop
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # cancels what is left at the end
+            made.append(runner.get_loop())
+            there.open()
             runner.get_loop().run_forever()
     finally:
         ended.open()

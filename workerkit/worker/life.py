@@ -231,17 +231,20 @@ class Life:
         """Look at its page soon: it has been given something, or something waits for what it has."""
         if self._asking is not None:
             return
+        if self._timer is None or self._timer.when() - self._loop.time() > _LOOK_OFTEN:
+            self._look_in(_LOOK_OFTEN)
+
+    def _look_in(self, seconds: float) -> None:
+        """The one timer: a second one would outlive the executor."""
         if self._timer is not None:
-            if self._timer.when() - self._loop.time() <= _LOOK_OFTEN:
-                return
             self._timer.cancel()
-        self._timer = self._loop.call_later(_LOOK_OFTEN, self._look)
+        self._timer = self._loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
         """See whether something runs too long. Stands still while there is nothing to do."""
-        self._timer = None
         # Should a processor with weaker rules than x86 ever let a wake-up get lost (see Page.must_wake), it ends here.
         self._child.drain()
+        self._timer = None  # not before: what is handed over may ask for a look
         running = self.holding.running()
         if not (self.holding.inflight or running):
             if self.leaving:
@@ -253,7 +256,7 @@ class Life:
             self._asking = self._loop.create_task(self._end(stuck[0]))
             return
         self._look_at_loop(running, now_ns)
-        self._timer = self._loop.call_later(self._next_look(running, now_ns), self._look)
+        self._look_in(self._next_look(running, now_ns))
 
     def _left(self, one: Running, now_ns: int) -> float:
         """Seconds that are left of its time."""

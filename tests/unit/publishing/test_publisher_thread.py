@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.selector_events
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from workerkit import Publisher, PublishTimeout
 from workerkit.outgoing import Outgoing
 from workerkit.publishing import publisher as publisher_module
+from workerkit.publishing import thread as thread_module
 
 
 class Adapter:
@@ -95,6 +97,40 @@ def test_a_thread_that_does_not_run_is_a_timeout_and_not_a_wait_without_end(
     with pytest.raises(PublishTimeout, match="thread does not run"):
         publisher.publish("q", 1)
     stalled.set()
+
+
+def test_a_thread_that_never_runs_is_a_timeout_too(monkeypatch: pytest.MonkeyPatch, publisher: Publisher) -> None:
+    """It does not even come to make its loop."""
+    monkeypatch.setattr(thread_module._thread, "start_new_thread", lambda *_: 0)
+    monkeypatch.setattr(publisher_module, "_STALL", 0.05)
+    with pytest.raises(PublishTimeout, match="does not run; nothing was sent"):
+        publisher.publish("q", 1)
+
+
+def test_nothing_is_logged_on_the_thread_of_the_caller(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logging takes a lock, which a signal handler that publishes would find held by what it has interrupted."""
+    speakers: list[int] = []
+    monkeypatch.setattr(asyncio.selector_events.logger, "debug", lambda *_: speakers.append(threading.get_ident()))
+    publisher.publish("q", 1)
+    assert speakers
+    assert threading.get_ident() not in speakers
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["refused by the closed loop", "taken by the closed loop"])
+def test_a_close_in_the_midst_of_a_publish_is_told_to_it(publisher: Publisher, lost: bool) -> None:
+    """A signal handler does that: what was not handed over yet never will be, and nobody waits for it."""
+    publisher.publish("q", 1)
+    (thread,) = publisher._threads.values()
+    hand_over = thread._loop.call_soon_threadsafe
+
+    def interrupted(callback: Any) -> Any:
+        thread._loop.call_soon_threadsafe = hand_over  # type: ignore[method-assign]
+        publisher.close()
+        return None if lost else hand_over(callback)
+
+    thread._loop.call_soon_threadsafe = interrupted  # type: ignore[assignment,method-assign]
+    with pytest.raises(RuntimeError, match="the publisher is closed"):
+        publisher.publish("q", 2)
 
 
 def test_many_from_an_iterable_that_publishes_itself(publisher: Publisher, adapter: Adapter) -> None:

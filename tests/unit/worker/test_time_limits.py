@@ -303,6 +303,24 @@ class TestLooks:
         executor.begin(1, now_ns=time.monotonic_ns() - 10**9)
         assert self.next_look(life) == pytest.approx(3.0, abs=0.4)
 
+    async def test_there_is_one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that nobody knows of would come when the executor is gone, and its page with it."""
+        stage = Stage()
+        first, _second = await stage.several(2)
+        stage.run(1, 2, 3)
+        life = stage.pool._seats[0].life
+        assert life is not None
+        loop = asyncio.get_running_loop()
+        timers = [life._timer]
+        call_later = loop.call_later
+        monkeypatch.setattr(loop, "call_later", lambda *about: timers.append(call_later(*about)) or timers[-1])
+        first.begin(1)
+        first.settle(1)
+        first.end(1)
+        life._look()  # finds room for the third message, which asks for a look
+        assert first.delivered == [1, 3]
+        assert [timer for timer in timers[1:] if timer is not None and not timer.cancelled()] == [life._timer]
+
     async def test_there_is_none_while_there_is_nothing_to_do(self) -> None:
         """An idle worker wakes up for nothing."""
         _, executor, life = self.at_work()
