@@ -234,17 +234,17 @@ class Life:
         if self._timer is None or self._timer.when() - self._loop.time() > _LOOK_OFTEN:
             self._look_in(_LOOK_OFTEN)
 
-    def _look_in(self, seconds: float) -> None:
-        """The one timer: a second one would outlive the executor."""
+    def _look_in(self, seconds: float | None) -> None:
+        """Look then; None: not before it is asked for. There is one timer: a second one would outlive the executor."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._look)
+        self._timer = None if seconds is None else self._loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
         """See whether something runs too long. Stands still while there is nothing to do."""
+        self._timer = None
         # Should a processor with weaker rules than x86 ever let a wake-up get lost (see Page.must_wake), it ends here.
-        self._child.drain()
-        self._timer = None  # not before: what is handed over may ask for a look
+        self._child.drain()  # what this hands over may ask for a look of its own
         running = self.holding.running()
         if not (self.holding.inflight or running):
             if self.leaving:
@@ -253,6 +253,7 @@ class Life:
         now_ns = time.monotonic_ns()
         stuck = [one for one in running if self._left(one, now_ns) <= 0 and not self._cancel(one)]
         if stuck:
+            self._look_in(None)
             self._asking = self._loop.create_task(self._end(stuck[0]))
             return
         self._look_at_loop(running, now_ns)

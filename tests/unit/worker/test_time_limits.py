@@ -321,6 +321,21 @@ class TestLooks:
         assert first.delivered == [1, 3]
         assert [timer for timer in timers[1:] if timer is not None and not timer.cancelled()] == [life._timer]
 
+    async def test_there_is_none_while_the_stacks_of_a_late_callback_are_read(self) -> None:
+        """A second one would have it ended twice, whatever was handed over just before."""
+        _, executor, life = self.at_work(callback_timeout=0.5)
+        executor.answer_stacks.clear()
+        executor.begin(1, now_ns=LONG_AGO)
+        drain = executor.drain
+
+        def hand_over() -> bool:
+            life.watch()
+            return drain()
+
+        executor.drain = hand_over  # type: ignore[method-assign]  # what arrives has it sent something more
+        assert self.next_look(life) is None
+        executor.answer_stacks.set()
+
     async def test_there_is_none_while_there_is_nothing_to_do(self) -> None:
         """An idle worker wakes up for nothing."""
         _, executor, life = self.at_work()
